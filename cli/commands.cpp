@@ -1,0 +1,13 @@
+#include "cli/commands.h"
+
+namespace gsa::cli {
+namespace {
+int status_ = 0;
+}  // namespace
+
+int exit_status() { return status_; }
+void set_exit_status(int status) { status_ = status; }
+
+void add_commands(CLI::App& app) {}
+
+}  // namespace gsa::cli

@@ -1,0 +1,15 @@
+#pragma once
+// The subcommands. Each add_* function declares one and sets the callback that runs it.
+
+#include <CLI/App.hpp>
+
+namespace gsa::cli {
+
+/// Adds every subcommand.
+void add_commands(CLI::App& app);
+
+/// What main returns when no error was thrown: 0, or what a subcommand set.
+int exit_status();
+void set_exit_status(int status);
+
+}  // namespace gsa::cli

@@ -1,0 +1,39 @@
+# One test program per folder of gsa/ and one for tests/: tests/CMake names stay stable while files come and go.
+find_package(GTest REQUIRED)
+set(GSA_PYTHON "${CMAKE_SOURCE_DIR}/.venv/bin/python" CACHE FILEPATH "Python with the pinned wheels, for golden tests")
+
+function(gsa_add_test name)
+  add_executable(${name} ${ARGN})
+  set_target_properties(${name} PROPERTIES BUILD_RPATH "${CMAKE_BINARY_DIR}/lib;${GSA_TORCH_LIB}")
+  target_link_libraries(${name} PRIVATE libgsa gsa_testing GTest::gtest_main gsa_warnings)
+  target_compile_definitions(${name} PRIVATE GSA_SOURCE_DIR="${CMAKE_SOURCE_DIR}" GSA_BINARY_DIR="${CMAKE_BINARY_DIR}"
+                             GSA_PYTHON="${GSA_PYTHON}" GSA_CLI="$<TARGET_FILE:gsa_cli>")
+  add_dependencies(${name} gsa_cli)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 1800)
+endfunction()
+
+file(GLOB folders LIST_DIRECTORIES true ${CMAKE_SOURCE_DIR}/gsa/* ${CMAKE_SOURCE_DIR}/gsa/ops/*)
+foreach(folder ${folders})
+  if(IS_DIRECTORY ${folder} AND NOT folder MATCHES "/gsa/ops$")
+    file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${folder}/*_test.cpp)
+    if(sources)
+      get_filename_component(module ${folder} NAME)
+      gsa_add_test(${module}_test ${sources})
+    endif()
+  endif()
+endforeach()
+file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/*_test.cpp)
+if(sources)
+  gsa_add_test(integration_test ${sources})
+endif()
+
+# Tests in Python (the package, golden comparisons) and the checks of the tree itself.
+add_test(NAME layout COMMAND ${GSA_PYTHON} ${CMAKE_SOURCE_DIR}/tools/check_layout.py)
+file(GLOB python_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/*_test.py ${CMAKE_SOURCE_DIR}/python/tests/*_test.py)
+foreach(script ${python_tests})
+  get_filename_component(name ${script} NAME_WE)
+  add_test(NAME python_${name} COMMAND ${GSA_PYTHON} ${script})
+  set_tests_properties(python_${name} PROPERTIES TIMEOUT 1800 ENVIRONMENT
+    "GSA_LIBRARY=$<TARGET_FILE:libgsa>;GSA_CLI=$<TARGET_FILE:gsa_cli>;PYTHONPATH=${CMAKE_SOURCE_DIR}/python")
+endforeach()

@@ -1,0 +1,44 @@
+// Reductions over the lanes of a warp. Every lane of the warp takes part and receives the result.
+#pragma once
+
+#include <cstdint>
+
+namespace gsa::cuda {
+
+// Over groups of kWidth neighbouring lanes (a power of two): 32 is the warp, 4 the lanes that share an
+// accumulator row.
+template <int kWidth = 32>
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int offset = kWidth / 2; offset > 0; offset /= 2)
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
+  return x;
+}
+
+template <int kWidth = 32>
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int offset = kWidth / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+
+// Sum over the lanes before this one.
+__device__ __forceinline__ int warp_exclusive_sum(int x) {
+  const int lane = threadIdx.x & 31;
+  int sum = x;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(0xffffffffu, sum, offset);
+    if (lane >= offset) sum += other;
+  }
+  return sum - x;
+}
+
+// 2^x by the special function unit (relative error 2^-22); -inf gives 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace gsa::cuda

@@ -1,5 +1,6 @@
 #include "gsa/ops/indexer/activation.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>

@@ -1,5 +1,6 @@
 #include "gsa/ops/indexer/index_scores.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/matmul.h>
@@ -20,13 +21,16 @@ at::ScalarType score_dtype(const at::Tensor& index_query) {
 }
 
 /// Composite: made of differentiable ATen ops, so autograd and Meta come with it.
-at::Tensor index_scores_composite(const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
-                                  const std::optional<at::Tensor>& head_bias, c10::string_view activation) {
+at::Tensor index_scores_composite(const at::Tensor& index_query, const at::Tensor& index_key,
+                                  const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,
+                                  c10::string_view activation) {
   check_index_inputs(kOp, index_query, index_key, head_weight, head_bias);
   const int64_t queries = index_query.size(1), keys = index_key.size(1);
-  const at::Tensor scores = score_block(index_query, index_key, head_weight, head_bias, parse_activation(kOp, activation), 0,
-                                        queries, score_dtype(index_query));
-  return scores.masked_fill(future_mask(0, queries, queries, keys, scores.device()), -std::numeric_limits<double>::infinity());
+  const at::Tensor scores =
+      score_block(index_query, index_key, head_weight, head_bias, parse_activation(kOp, activation), 0,
+                  queries, score_dtype(index_query));
+  return scores.masked_fill(future_mask(0, queries, queries, keys, scores.device()),
+                            -std::numeric_limits<double>::infinity());
 }
 
 }  // namespace
@@ -35,12 +39,16 @@ void check_index_inputs(std::string_view op, const at::Tensor& index_query, cons
                         const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias) {
   check_shape(op, "index_query", index_query, {kAny, kAny, kAny, kAny}, "[B,T,J,I]");
   check_floating(op, "index_query", index_query);
-  const int64_t batch = index_query.size(0), queries = index_query.size(1), heads = index_query.size(2), dim = index_query.size(3);
-  TORCH_CHECK_VALUE(heads > 0 && dim > 0, op, ": index_query expected at least one index head and dimension, got ", index_query.sizes());
+  const int64_t batch = index_query.size(0), queries = index_query.size(1), heads = index_query.size(2),
+                dim = index_query.size(3);
+  TORCH_CHECK_VALUE(heads > 0 && dim > 0, op,
+                    ": index_query expected at least one index head and dimension, got ",
+                    index_query.sizes());
   check_shape(op, "index_key", index_key, {batch, kAny, dim}, "[B,S,I]");
   check_same_kind(op, "index_key", index_key, "index_query", index_query);
-  TORCH_CHECK_VALUE(index_key.size(1) >= queries, op, ": index_key expected at least as many keys S as there are queries T = ",
-                    queries, ", got S = ", index_key.size(1));
+  TORCH_CHECK_VALUE(index_key.size(1) >= queries, op,
+                    ": index_key expected at least as many keys S as there are queries T = ", queries,
+                    ", got S = ", index_key.size(1));
   check_shape(op, "head_weight", head_weight, {batch, queries, heads}, "[B,T,J]");
   check_floating(op, "head_weight", head_weight);
   check_same_device(op, "head_weight", head_weight, "index_query", index_query);
@@ -51,9 +59,9 @@ void check_index_inputs(std::string_view op, const at::Tensor& index_query, cons
   }
 }
 
-at::Tensor score_block(const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
-                       const std::optional<at::Tensor>& head_bias, Activation activation, int64_t begin, int64_t end,
-                       at::ScalarType dtype) {
+at::Tensor score_block(const at::Tensor& index_query, const at::Tensor& index_key,
+                       const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,
+                       Activation activation, int64_t begin, int64_t end, at::ScalarType dtype) {
   const double inverse_root = 1.0 / std::sqrt(static_cast<double>(index_query.size(3)));
   const at::Tensor key = index_key.to(dtype).transpose(1, 2);  // [B,I,S]
   at::Tensor scores;
@@ -74,8 +82,9 @@ at::Tensor future_mask(int64_t begin, int64_t end, int64_t queries, int64_t keys
   return at::arange(keys, options).unsqueeze(0).gt(position);
 }
 
-at::Tensor index_scores(const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
-                        const std::optional<at::Tensor>& head_bias, std::string_view activation) {
+at::Tensor index_scores(const at::Tensor& index_query, const at::Tensor& index_key,
+                        const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,
+                        std::string_view activation) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("gsa::index_scores", "")
                              .typed<decltype(index_scores_composite)>();
@@ -83,9 +92,13 @@ at::Tensor index_scores(const at::Tensor& index_query, const at::Tensor& index_k
 }
 
 TORCH_LIBRARY_FRAGMENT(gsa, library) {
-  library.def("index_scores(Tensor index_query, Tensor index_key, Tensor head_weight, Tensor? head_bias, str activation=\"sigmoid\") -> Tensor");
+  library.def(
+      "index_scores(Tensor index_query, Tensor index_key, Tensor head_weight, Tensor? head_bias, str "
+      "activation=\"sigmoid\") -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(gsa, CompositeImplicitAutograd, library) { library.impl("index_scores", index_scores_composite); }
+TORCH_LIBRARY_IMPL(gsa, CompositeImplicitAutograd, library) {
+  library.impl("index_scores", index_scores_composite);
+}
 
 }  // namespace gsa

@@ -23,14 +23,17 @@ void check_arguments(const at::Tensor& scores, const at::Tensor& budget, int64_t
 std::tuple<at::Tensor, at::Tensor> meta(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k) {
   check_arguments(scores, budget, max_k);
   const auto options = scores.options().dtype(at::kInt);
-  return {at::empty({scores.size(0), scores.size(1), max_k}, options), at::empty({scores.size(0), scores.size(1)}, options)};
+  return {at::empty({scores.size(0), scores.size(1), max_k}, options),
+          at::empty({scores.size(0), scores.size(1)}, options)};
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> select_topk(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k) {
+std::tuple<at::Tensor, at::Tensor> select_topk(const at::Tensor& scores, const at::Tensor& budget,
+                                               int64_t max_k) {
   check_arguments(scores, budget, max_k);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("gsa::select_topk", "").typed<decltype(select_topk)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gsa::select_topk", "").typed<decltype(select_topk)>();
   return op.call(scores, budget, max_k);
 }
 
@@ -38,6 +41,8 @@ TORCH_LIBRARY_FRAGMENT(gsa, library) {
   library.def("select_topk(Tensor scores, Tensor budget, int max_k) -> (Tensor indices, Tensor counts)");
 }
 
-TORCH_LIBRARY_IMPL(gsa, Meta, library) { library.impl("select_topk", meta); }
+TORCH_LIBRARY_IMPL(gsa, Meta, library) {
+  library.impl("select_topk", meta);
+}
 
 }  // namespace gsa

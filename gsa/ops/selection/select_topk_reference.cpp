@@ -1,5 +1,6 @@
 // Selection in ATen: find the k-th score, take everything above it, and fill up with ties from the left.
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
@@ -17,13 +18,17 @@ namespace {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
-at::Tensor without_nan(const at::Tensor& scores) { return scores.masked_fill(scores.isnan(), kMinusInfinity); }
+at::Tensor without_nan(const at::Tensor& scores) {
+  return scores.masked_fill(scores.isnan(), kMinusInfinity);
+}
 
-std::tuple<at::Tensor, at::Tensor> select_topk_reference(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k) {
+std::tuple<at::Tensor, at::Tensor> select_topk_reference(const at::Tensor& scores, const at::Tensor& budget,
+                                                         int64_t max_k) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  TORCH_CHECK_VALUE(budget.numel() == 0 || (budget.min().item<int>() >= 0 && budget.max().item<int>() <= max_k),
-                    "select_topk: budget expected values in [0, max_k = ", max_k, "], got [", budget.min().item<int>(), ", ",
-                    budget.max().item<int>(), "]");
+  TORCH_CHECK_VALUE(
+      budget.numel() == 0 || (budget.min().item<int>() >= 0 && budget.max().item<int>() <= max_k),
+      "select_topk: budget expected values in [0, max_k = ", max_k, "], got [", budget.min().item<int>(),
+      ", ", budget.max().item<int>(), "]");
   return mask_to_indices(topk_mask(scores, budget), max_k);
 }
 
@@ -53,14 +58,18 @@ at::Tensor topk_mask(const at::Tensor& scores, const at::Tensor& budget) {
 std::tuple<at::Tensor, at::Tensor> mask_to_indices(const at::Tensor& mask, int64_t capacity) {
   const int64_t keys = mask.size(-1);
   const at::Tensor position = at::arange(keys, mask.options().dtype(at::kInt)).expand(mask.sizes());
-  // Slot of each selected key in its row; everything else goes to one slot beyond the capacity, cut off at the end.
-  const at::Tensor slot = at::where(mask, mask.cumsum(-1) - 1, at::full({}, capacity, mask.options().dtype(at::kLong)));
+  // Slot of each selected key in its row; everything else goes to one slot beyond the capacity, cut off at
+  // the end.
+  const at::Tensor slot =
+      at::where(mask, mask.cumsum(-1) - 1, at::full({}, capacity, mask.options().dtype(at::kLong)));
   auto shape = mask.sizes().vec();
   shape.back() = capacity + 1;
   const at::Tensor indices = at::full(shape, -1, mask.options().dtype(at::kInt)).scatter_(-1, slot, position);
   return {indices.slice(-1, 0, capacity).contiguous(), mask.sum(-1).to(at::kInt)};
 }
 
-TORCH_LIBRARY_IMPL(gsa, CompositeExplicitAutograd, library) { library.impl("select_topk", select_topk_reference); }
+TORCH_LIBRARY_IMPL(gsa, CompositeExplicitAutograd, library) {
+  library.impl("select_topk", select_topk_reference);
+}
 
 }  // namespace gsa

@@ -13,7 +13,8 @@ constexpr const char* kOp = "sigmoid_gate";
 
 void check_arguments(const at::Tensor& x, const at::Tensor& gate) {
   check_floating(kOp, "x", x);
-  TORCH_CHECK_VALUE(gate.sizes() == x.sizes(), kOp, ": gate expected the shape of x ", x.sizes(), ", got ", gate.sizes());
+  TORCH_CHECK_VALUE(gate.sizes() == x.sizes(), kOp, ": gate expected the shape of x ", x.sizes(), ", got ",
+                    gate.sizes());
   check_same_kind(kOp, "gate", gate, "x", x);
 }
 
@@ -22,7 +23,8 @@ at::Tensor meta(const at::Tensor& x, const at::Tensor& gate) {
   return at::empty_like(x);
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_meta(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gate) {
+std::tuple<at::Tensor, at::Tensor> backward_meta(const at::Tensor& grad, const at::Tensor& x,
+                                                 const at::Tensor& gate) {
   return {at::empty_like(x), at::empty_like(gate)};
 }
 
@@ -30,13 +32,16 @@ std::tuple<at::Tensor, at::Tensor> backward_meta(const at::Tensor& grad, const a
 
 at::Tensor sigmoid_gate(const at::Tensor& x, const at::Tensor& gate) {
   check_arguments(x, gate);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("gsa::sigmoid_gate", "").typed<decltype(sigmoid_gate)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gsa::sigmoid_gate", "").typed<decltype(sigmoid_gate)>();
   return op.call(x, gate);
 }
 
-std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gate) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("gsa::sigmoid_gate_backward", "").typed<decltype(sigmoid_gate_backward)>();
+std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward(const at::Tensor& grad, const at::Tensor& x,
+                                                         const at::Tensor& gate) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("gsa::sigmoid_gate_backward", "")
+                             .typed<decltype(sigmoid_gate_backward)>();
   return op.call(grad, x, gate);
 }
 

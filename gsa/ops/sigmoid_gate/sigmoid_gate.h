@@ -1,5 +1,6 @@
 #pragma once
-// The elementwise gate of Gated Sparse Attention: G1 on the attention output, G2 on the values (semantics: lines 2 and 7).
+// The elementwise gate of Gated Sparse Attention: G1 on the attention output, G2 on the values (semantics:
+// lines 2 and 7).
 
 #include <ATen/core/Tensor.h>
 
@@ -7,11 +8,12 @@
 
 namespace gsa {
 
-/// x * sigmoid(gate), elementwise. Both tensors have the same shape (any), floating dtype and device. Differentiable in both.
-/// Throws ValueError / TypeError on a mismatch.
+/// x * sigmoid(gate), elementwise. Both tensors have the same shape (any), floating dtype and device.
+/// Differentiable in both. Throws ValueError / TypeError on a mismatch.
 at::Tensor sigmoid_gate(const at::Tensor& x, const at::Tensor& gate);
 
 /// Gradients (grad_x, grad_gate) of sigmoid_gate for the output gradient `grad`.
-std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gate);
+std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward(const at::Tensor& grad, const at::Tensor& x,
+                                                         const at::Tensor& gate);
 
 }  // namespace gsa

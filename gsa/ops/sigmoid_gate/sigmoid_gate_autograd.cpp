@@ -8,7 +8,8 @@ namespace gsa {
 namespace {
 
 struct SigmoidGate : torch::autograd::Function<SigmoidGate> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& gate) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& gate) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     context->save_for_backward({x, gate});
     return sigmoid_gate(x, gate);
@@ -22,10 +23,14 @@ struct SigmoidGate : torch::autograd::Function<SigmoidGate> {
   }
 };
 
-at::Tensor sigmoid_gate_autograd(const at::Tensor& x, const at::Tensor& gate) { return SigmoidGate::apply(x, gate); }
+at::Tensor sigmoid_gate_autograd(const at::Tensor& x, const at::Tensor& gate) {
+  return SigmoidGate::apply(x, gate);
+}
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gsa, Autograd, library) { library.impl("sigmoid_gate", sigmoid_gate_autograd); }
+TORCH_LIBRARY_IMPL(gsa, Autograd, library) {
+  library.impl("sigmoid_gate", sigmoid_gate_autograd);
+}
 
 }  // namespace gsa

@@ -1,5 +1,6 @@
 // The clear version in ATen: every dtype and device without a kernel of its own.
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/sigmoid.h>
 #include <torch/library.h>
 
@@ -8,9 +9,12 @@
 namespace gsa {
 namespace {
 
-at::Tensor forward(const at::Tensor& x, const at::Tensor& gate) { return x * at::sigmoid(gate); }
+at::Tensor forward(const at::Tensor& x, const at::Tensor& gate) {
+  return x * at::sigmoid(gate);
+}
 
-std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gate) {
+std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x,
+                                            const at::Tensor& gate) {
   const at::Tensor open = at::sigmoid(gate);
   return {grad * open, grad * x * open * (1 - open)};
 }

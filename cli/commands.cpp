@@ -5,8 +5,12 @@ namespace {
 int status_ = 0;
 }  // namespace
 
-int exit_status() { return status_; }
-void set_exit_status(int status) { status_ = status; }
+int exit_status() {
+  return status_;
+}
+void set_exit_status(int status) {
+  status_ = status;
+}
 
 void add_commands(CLI::App& app) {}
 

@@ -13,7 +13,9 @@
 namespace {
 
 /// The first line of a message: what a user needs; the rest of a c10 error is a stack.
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+std::string first_line(const std::string& text) {
+  return text.substr(0, text.find('\n'));
+}
 
 }  // namespace
 

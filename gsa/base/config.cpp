@@ -39,7 +39,8 @@ Json& child_of(Json& json, const std::string& name, std::string_view assignment)
     }
     return json[index];
   }
-  if (!json.contains(name)) fail("--set ", assignment, ": unknown key '", name, "'", suggestion(name, keys_of(json)));
+  if (!json.contains(name))
+    fail("--set ", assignment, ": unknown key '", name, "'", suggestion(name, keys_of(json)));
   return json[name];
 }
 
@@ -61,7 +62,8 @@ std::string nearest_name(std::string_view word, const std::vector<std::string>& 
 std::string suggestion(std::string_view word, const std::vector<std::string>& candidates) {
   const std::string best = nearest_name(word, candidates);
   if (best.empty()) return "";
-  if (edit_distance(word, best) <= std::max<size_t>(2, word.size() / 2)) return " (did you mean '" + best + "'?)";
+  if (edit_distance(word, best) <= std::max<size_t>(2, word.size() / 2))
+    return " (did you mean '" + best + "'?)";
   std::string list = "; known:";
   for (const auto& candidate : candidates) list += " " + candidate;
   return list;

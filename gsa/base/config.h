@@ -27,8 +27,8 @@ std::string nearest_name(std::string_view word, const std::vector<std::string>& 
 /// " (did you mean 'x'?)" for an unknown name, or a list of the known names when nothing is near.
 std::string suggestion(std::string_view word, const std::vector<std::string>& candidates);
 
-/// Replaces the value at a dotted path ("optimizer.learning_rate=3e-4", "stages.0.steps=5"). The value is read as JSON, else as a string.
-/// Throws Error for a path that does not exist.
+/// Replaces the value at a dotted path ("optimizer.learning_rate=3e-4", "stages.0.steps=5"). The value is
+/// read as JSON, else as a string. Throws Error for a path that does not exist.
 void set_json_path(Json& json, std::string_view assignment);
 
 namespace detail {
@@ -39,7 +39,9 @@ struct AnyVisitor {
 };
 
 template <class T>
-concept ConfigStruct = requires(T& value, AnyVisitor visitor) { value.fields(visitor); };
+concept ConfigStruct = requires(T& value, AnyVisitor visitor) {
+  value.fields(visitor);
+};
 
 template <class T>
 struct is_vector : std::false_type {};
@@ -106,7 +108,8 @@ struct FromJson {
   const std::string& path;
   template <class T>
   void operator()(const char* name, T& value) {
-    if (auto found = json.find(name); found != json.end()) value_from_json(*found, value, child_path(path, name));
+    if (auto found = json.find(name); found != json.end())
+      value_from_json(*found, value, child_path(path, name));
   }
 };
 
@@ -136,7 +139,8 @@ void value_from_json(const Json& json, T& value, const std::string& path) {
   } else if constexpr (is_vector<T>::value) {
     if (!json.is_array()) fail_type(path, "a list", json);
     value.clear();
-    for (size_t i = 0; i < json.size(); ++i) value_from_json(json[i], value.emplace_back(), child_path(path, std::to_string(i)));
+    for (size_t i = 0; i < json.size(); ++i)
+      value_from_json(json[i], value.emplace_back(), child_path(path, std::to_string(i)));
   } else if constexpr (is_map<T>::value) {
     if (!json.is_object()) fail_type(path, "an object", json);
     value.clear();
@@ -145,7 +149,8 @@ void value_from_json(const Json& json, T& value, const std::string& path) {
     if (!json.is_boolean()) fail_type(path, "true or false", json);
     value = json.get<bool>();
   } else if constexpr (std::is_integral_v<T>) {
-    if (json.is_number_float() && json.get<double>() == static_cast<double>(static_cast<T>(json.get<double>()))) {
+    if (json.is_number_float() &&
+        json.get<double>() == static_cast<double>(static_cast<T>(json.get<double>()))) {
       value = static_cast<T>(json.get<double>());  // 1e6 in a run file
     } else if (json.is_number_integer()) {
       value = json.get<T>();
@@ -156,7 +161,8 @@ void value_from_json(const Json& json, T& value, const std::string& path) {
     if (!json.is_number()) fail_type(path, "a number", json);
     value = json.get<T>();
   } else {
-    static_assert(std::is_same_v<T, std::string>, "a config field is a bool, number, string, list, map, optional or config struct");
+    static_assert(std::is_same_v<T, std::string>,
+                  "a config field is a bool, number, string, list, map, optional or config struct");
     if (!json.is_string()) fail_type(path, "a string", json);
     value = json.get<std::string>();
   }
@@ -170,7 +176,8 @@ Json config_to_json(const Config& config) {
   return detail::value_to_json(config);
 }
 
-/// Overwrites the fields that `json` names; others keep their values. `source` names the document in messages.
+/// Overwrites the fields that `json` names; others keep their values. `source` names the document in
+/// messages.
 template <detail::ConfigStruct Config>
 void config_from_json(const Json& json, Config& config, const std::string& source) {
   detail::struct_from_json(json, config, source.empty() ? "" : source + ":");

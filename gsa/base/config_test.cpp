@@ -51,21 +51,25 @@ TEST(Config, RoundTrips) {
 
 TEST(Config, CommentsAreAllowedAndPartialDocumentsKeepDefaults) {
   Outer config;
-  config_from_json(parse_json("{/* a */ \"optimizer\": {\"learning_rate\": 1} // b\n}", "test"), config, "test");
+  config_from_json(parse_json("{/* a */ \"optimizer\": {\"learning_rate\": 1} // b\n}", "test"), config,
+                   "test");
   EXPECT_EQ(config.optimizer.learning_rate, 1.0);
   EXPECT_EQ(config.steps, 10);
 }
 
 TEST(Config, UnknownKeyNamesTheNearest) {
   Outer config;
-  const auto text = message_of([&] { config_from_json(parse_json(R"({"optimizer": {"learning_rat": 1}})", "t"), config, "run.json"); });
+  const auto text = message_of([&] {
+    config_from_json(parse_json(R"({"optimizer": {"learning_rat": 1}})", "t"), config, "run.json");
+  });
   EXPECT_EQ(text, "run.json: optimizer.learning_rat: unknown key (did you mean 'learning_rate'?)");
 }
 
 TEST(Config, WrongTypeNamesTheKey) {
   Outer config;
-  EXPECT_EQ(message_of([&] { config_from_json(parse_json(R"({"steps": "many"})", "t"), config, "run.json"); }),
-            "run.json: steps: expected a whole number, got \"many\"");
+  EXPECT_EQ(
+      message_of([&] { config_from_json(parse_json(R"({"steps": "many"})", "t"), config, "run.json"); }),
+      "run.json: steps: expected a whole number, got \"many\"");
   EXPECT_EQ(message_of([&] { config_from_json(parse_json(R"({"steps": 1.5})", "t"), config, "run.json"); }),
             "run.json: steps: expected a whole number, got 1.5");
   config_from_json(parse_json(R"({"steps": 1e6})", "t"), config, "run.json");

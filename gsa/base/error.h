@@ -1,5 +1,6 @@
 #pragma once
-// How the library says that the caller's input is wrong: one line that names the place, what was expected and what came.
+// How the library says that the caller's input is wrong: one line that names the place, what was expected and
+// what came.
 
 #include <sstream>
 #include <stdexcept>
@@ -7,8 +8,9 @@
 
 namespace gsa {
 
-/// A user's mistake (a bad file, option or configuration), described in one line. The command line prints it and exits 2.
-/// The ops throw c10::ValueError / c10::TypeError instead, so that Python sees ValueError and TypeError.
+/// A user's mistake (a bad file, option or configuration), described in one line. The command line prints it
+/// and exits 2. The ops throw c10::ValueError / c10::TypeError instead, so that Python sees ValueError and
+/// TypeError.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

@@ -19,7 +19,8 @@ void write_file(const std::filesystem::path& path, std::string_view bytes);
 /// fsyncs a folder, so that a rename inside it survives a power cut.
 void sync_folder(const std::filesystem::path& folder);
 
-/// A file written piece by piece and moved into place by commit(); without commit() nothing appears at `path`.
+/// A file written piece by piece and moved into place by commit(); without commit() nothing appears at
+/// `path`.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);

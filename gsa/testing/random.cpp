@@ -9,8 +9,9 @@ namespace gsa::testing {
 uint64_t run_seed() {
   static const uint64_t seed = [] {
     const char* given = std::getenv("GSA_SEED");
-    const uint64_t value = given != nullptr ? std::strtoull(given, nullptr, 10)
-                                            : std::chrono::steady_clock::now().time_since_epoch().count() % 1000000;
+    const uint64_t value = given != nullptr
+                               ? std::strtoull(given, nullptr, 10)
+                               : std::chrono::steady_clock::now().time_since_epoch().count() % 1000000;
     std::printf("seed %llu (repeat with GSA_SEED=%llu)\n", static_cast<unsigned long long>(value),
                 static_cast<unsigned long long>(value));
     return value;

@@ -9,7 +9,8 @@ namespace gsa::testing {
 /// The seed of this test run: the environment variable GSA_SEED, else drawn from the clock. Printed once.
 uint64_t run_seed();
 
-/// A generator for one property-test case; `case_index` makes cases differ, the printed run seed makes them repeatable.
+/// A generator for one property-test case; `case_index` makes cases differ, the printed run seed makes them
+/// repeatable.
 std::mt19937_64 case_generator(uint64_t case_index);
 
 /// A uniform integer in [low, high].

@@ -61,10 +61,10 @@ at::Tensor row_entropy(const at::Tensor& scores, const at::Tensor& valid,
   return -(log_p.exp() * log_p).masked_fill(~valid, 0).sum(-1);
 }
 
-/// A fixed draw in [0.5, 1.5) for each position: the fraction of position * golden ratio, scrambled once.
+/// A fixed draw in [0.5, 1.5) for each position: the fractional part of position * golden ratio, in integers
+/// so that every device agrees.
 at::Tensor position_draw(const at::Tensor& position) {
-  const at::Tensor x = (position.to(at::kDouble) + 1).mul(12.9898).sin().mul(43758.5453);
-  return x - x.floor() + 0.5;
+  return ((position + 1) * 2654435769).bitwise_and(0xffffffff).to(at::kDouble) / 4294967296.0 + 0.5;
 }
 
 at::Tensor row_statistic(const Selector& call, const at::Tensor& scores, const at::Tensor& valid,

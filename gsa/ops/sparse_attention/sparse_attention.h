@@ -29,6 +29,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_attention_backward(
     const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
     const at::Tensor& indices, const at::Tensor& counts, int64_t query_tile, std::optional<double> scale);
 
+/// The argument checks of sparse_attention, for its kernels.
+void check_sparse_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                            const at::Tensor& indices, const at::Tensor& counts, int64_t query_tile);
+
 /// The op on every device without a kernel of its own: kernels fall back to it for shapes they do not take.
 std::tuple<at::Tensor, at::Tensor> sparse_attention_reference(const at::Tensor& query, const at::Tensor& key,
                                                               const at::Tensor& value,

@@ -26,7 +26,9 @@ struct Budget {
   /// Moves the mean by `momentum` towards what was noted; does nothing when nothing was.
   void commit();
   /// Forgets what was noted, e.g. after a step that was given up.
-  void discard() { pending_ = at::Tensor(), noted_ = 0; }
+  void discard();
+  /// Back to a fresh Vbar.
+  void unset();
 
   BudgetConfig config;
   at::Tensor running_mean;  // fp32 scalar, a buffer of the checkpoint
@@ -34,6 +36,8 @@ struct Budget {
  private:
   at::Tensor pending_;
   int64_t noted_ = 0;
+  mutable at::Tensor checked_;  // the running_mean that known_set_ speaks of
+  mutable bool known_set_ = false;
 };
 
 }  // namespace gsa

@@ -42,6 +42,7 @@ struct AttentionContext {
   int64_t layer = 0;
   bool need_lse = false;           // dense mode: fill trace->lse
   bool update_statistics = false;  // note the budget's statistic (training)
+  bool recomputing = false;        // the second run of a checkpointed layer: notes nothing
   int64_t query_chunk = 2048;      // queries at a time when no gradient and no trace is asked for
   LayerTrace* trace = nullptr;     // filled when given
 };
@@ -78,18 +79,22 @@ struct GatedSparseAttention {
   Budget budget;
 
  private:
-  struct Chosen {
+  /// The keys of each row of queries (see trace.h for the shapes).
+  struct Choice {
     at::Tensor indices, counts, statistic;
     int64_t query_tile = 1;
   };
   at::Tensor gate(const at::Tensor& x, const Linear& gate, const at::Tensor& h) const;
-  Chosen choose(const at::Tensor& query, const at::Tensor& key, const IndexVectors& index,
-                const at::Tensor& index_key, const AttentionContext& context);
+  bool attends_densely(const AttentionContext& context) const;
+  void start_trace(const at::Tensor& h, const at::Tensor& query, const at::Tensor& key,
+                   const at::Tensor& value, const IndexVectors& index, LayerTrace& trace) const;
   at::Tensor attend_densely(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const AttentionContext& context) const;
   at::Tensor attend_selected(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                             const IndexVectors& index, const at::Tensor& index_key,
-                             const AttentionContext& context);
+                             const IndexVectors& index, const AttentionContext& context);
+  Choice choose(const at::Tensor& query, const at::Tensor& key, const IndexVectors& index,
+                const AttentionContext& context);
+  Choice choose_by_index(const IndexVectors& index, bool counts_only, const AttentionContext& context);
 };
 
 }  // namespace gsa

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 
@@ -26,9 +27,9 @@ SelectionPolicy parse_selection_policy(std::string_view name);
 struct SelectionOverride {
   SelectionPolicy policy = SelectionPolicy::indexer;
   std::optional<int64_t> k;
-  int64_t first_tokens = 4;             // window: how many of the first tokens it holds
-  std::string_view reduction = "mean";  // oracle: how heads are joined, mean | max
-  uint64_t seed = 0;                    // random
+  int64_t first_tokens = 4;        // window: how many of the first tokens it holds
+  std::string reduction = "mean";  // oracle: how heads are joined, mean | max
+  uint64_t seed = 0;               // random
 };
 
 /// The control's selection for queries [B,T,H,E] over keys [B,S,G,E] (query t at position t + S - T), each

@@ -7,12 +7,12 @@
 #include <functional>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "gsa/attention/gated_sparse_attention.h"
 #include "gsa/attention/kv_cache.h"
 #include "gsa/attention/trace.h"
+#include "gsa/io/safetensors.h"
 #include "gsa/models/config.h"
 
 namespace gsa {
@@ -57,7 +57,7 @@ struct Mlp {
 };
 
 struct DecoderLayer {
-  DecoderLayer(const DecoderConfig& config);
+  explicit DecoderLayer(const DecoderConfig& config);
 
   template <class Visit>
   void parameters(const std::string& prefix, Visit&& visit) {
@@ -74,8 +74,6 @@ struct DecoderLayer {
   Mlp mlp;
 };
 
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
-
 class Decoder {
  public:
   /// Builds shapes only (meta device): count parameters, then initialize() or load_checkpoint()
@@ -83,6 +81,7 @@ class Decoder {
   explicit Decoder(const DecoderConfig& config);
 
   /// Draws all parameters from `seed`, fp32 on the CPU (the same numbers on every machine), then moves them.
+  /// All require gradients.
   void initialize(uint64_t seed, at::Device device = at::kCPU, at::ScalarType dtype = at::kFloat);
 
   /// Draws gates (as the configuration says) and indexers only; the rest keeps its values. For converted
@@ -100,7 +99,7 @@ class Decoder {
   /// What the checkpoint holds beside parameters: each indexer's running mean.
   NamedTensors named_buffers();
 
-  /// visit(name, at::Tensor&) over parameters, then buffers: replace tensors in place (loading, moving).
+  /// visit(name, at::Tensor&) over parameters, then buffers: replace tensors (loading, moving).
   void visit_tensors(const std::function<void(const std::string&, at::Tensor&)>& visit);
 
   /// Sets requires_grad of every parameter to what the predicate says of its name.
@@ -137,6 +136,9 @@ class Decoder {
       layers_[i].self_attn.buffers("model.layers." + std::to_string(i) + ".self_attn", visit);
     }
   }
+
+  std::vector<at::Tensor> run_layer(DecoderLayer& layer, const at::Tensor& x, AttentionContext context,
+                                    const ForwardOptions& options, bool recomputing);
 
   DecoderConfig config_;
   at::Tensor embed_tokens_;  // [V,D]

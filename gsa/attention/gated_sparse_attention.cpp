@@ -1,0 +1,201 @@
+#include "gsa/attention/gated_sparse_attention.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/ones.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "gsa/attention/dense_attention.h"
+#include "gsa/base/error.h"
+#include "gsa/ops/indexer/index_select.h"
+#include "gsa/ops/sigmoid_gate/sigmoid_gate.h"
+#include "gsa/ops/sparse_attention/sparse_attention.h"
+
+namespace gsa {
+namespace {
+
+std::optional<at::Tensor> present(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
+// k_max decides how wide a selection's rows are, so it is no larger than what any query can use.
+IndexSelectOptions select_options(const IndexerConfig& indexer, const BudgetConfig& budget, int64_t keys) {
+  const int64_t usable = budget.rule == "fixed" ? budget.k_base : budget.k_max;
+  return {budget.k_base,      budget.k_min,        std::max(budget.k_min, std::min(usable, keys)),
+          budget.rule,        indexer.activation,  indexer.query_tile,
+          indexer.keep_first, indexer.keep_recent, indexer.tile_factor};
+}
+
+// min(k, visible keys) for every query: int32 [B,T].
+at::Tensor constant_budget(int64_t k, const at::Tensor& query, int64_t keys) {
+  const int64_t queries = query.size(1), offset = keys - queries;
+  const at::Tensor visible = at::arange(offset + 1, keys + 1, query.options().dtype(at::kInt));
+  return visible.clamp_max(k).unsqueeze(0).expand({query.size(0), queries}).contiguous();
+}
+
+}  // namespace
+
+GatedSparseAttention::GatedSparseAttention(const AttentionShape& layer_shape, const GsaConfig& layer_config)
+    : shape(layer_shape),
+      config(layer_config),
+      q_proj(shape.hidden_size, shape.heads * shape.head_dim, shape.bias),
+      k_proj(shape.hidden_size, shape.key_value_heads * shape.head_dim, shape.bias),
+      v_proj(shape.hidden_size, shape.key_value_heads * shape.head_dim, shape.bias),
+      o_proj(shape.heads * shape.head_dim, shape.hidden_size, shape.output_bias) {
+  if (config.gates.value_gate)
+    value_gate = Linear(shape.hidden_size, shape.key_value_heads * shape.head_dim, true);
+  if (config.gates.output_gate) output_gate = Linear(shape.hidden_size, shape.heads * shape.head_dim, true);
+  if (config.indexer) indexer.emplace(shape.hidden_size, *config.indexer);
+  budget = Budget(config.budget);
+}
+
+at::Tensor GatedSparseAttention::operator()(const at::Tensor& h, const AttentionContext& context) {
+  const int64_t batch = h.size(0), tokens = h.size(1);
+  const auto heads = [&](const at::Tensor& x) { return x.view({batch, tokens, -1, shape.head_dim}); };
+
+  // 1-3: projections with positions, gated values, index vectors (of a detached h).
+  const at::Tensor query = apply_rotary(heads(q_proj(h)), context.rotary);
+  at::Tensor key = apply_rotary(heads(k_proj(h)), context.rotary);
+  at::Tensor value = heads(gate(v_proj(h), value_gate, h));
+  IndexVectors index;
+  if (indexer &&
+      (context.mode == AttentionMode::sparse || context.cache != nullptr || context.trace != nullptr)) {
+    index = (*indexer)(h, context.index_rotary);
+  }
+  if (context.cache != nullptr) {
+    context.cache->append(key, value, index.key);
+    key = context.cache->key();
+    value = context.cache->value();
+    index.key = context.cache->index_key();
+  }
+
+  // 4-6: budget, selection, attention over what was selected.
+  if (context.trace != nullptr) start_trace(h, query, key, value, index, *context.trace);
+  const at::Tensor attention = attends_densely(context) ? attend_densely(query, key, value, context)
+                                                        : attend_selected(query, key, value, index, context);
+  // 7: output gate, output projection.
+  return o_proj(gate(attention.reshape({batch, tokens, -1}), output_gate, h));
+}
+
+at::Tensor GatedSparseAttention::gate(const at::Tensor& x, const Linear& gate, const at::Tensor& h) const {
+  if (!gate.weight.defined()) return x;
+  const at::Tensor gated = sigmoid_gate(x, gate(h));
+  return config.gates.identity ? gated * 2 : gated;
+}
+
+bool GatedSparseAttention::attends_densely(const AttentionContext& context) const {
+  if (context.mode == AttentionMode::dense) return true;
+  if (context.selection.policy == SelectionPolicy::indexer) return !indexer;
+  if (!indexer && !context.selection.k) {
+    fail("selection: a model without an indexer has no budget; expected a number of keys k");
+  }
+  return false;
+}
+
+void GatedSparseAttention::start_trace(const at::Tensor& h, const at::Tensor& query, const at::Tensor& key,
+                                       const at::Tensor& value, const IndexVectors& index,
+                                       LayerTrace& trace) const {
+  trace.input = h.detach();
+  trace.query = query.detach();
+  trace.key = key.detach();
+  trace.value = value.detach();
+  if (!indexer) return;
+  trace.index_query = index.query;
+  trace.index_key = index.key;
+  trace.head_weight = index.head_weight;
+  trace.head_bias = indexer->head_bias;
+  trace.log_scale = indexer->log_scale;
+}
+
+at::Tensor GatedSparseAttention::attend_densely(const at::Tensor& query, const at::Tensor& key,
+                                                const at::Tensor& value,
+                                                const AttentionContext& context) const {
+  const bool need_lse = context.need_lse && context.trace != nullptr;
+  auto [out, lse] = dense_attention(query, key, value, need_lse);
+  if (need_lse) context.trace->lse = lse.detach();
+  return out;
+}
+
+at::Tensor GatedSparseAttention::attend_selected(const at::Tensor& query, const at::Tensor& key,
+                                                 const at::Tensor& value, const IndexVectors& index,
+                                                 const AttentionContext& context) {
+  const int64_t queries = query.size(1), offset = key.size(1) - queries;
+  // Selections take K numbers a query: a long prefill goes through them a chunk at a time.
+  const int64_t tile = indexer ? indexer->config.query_tile : 1;
+  const int64_t chunk = (std::max(context.query_chunk, tile) + tile - 1) / tile * tile;
+  const bool trains = query.requires_grad() || key.requires_grad() || value.requires_grad();
+  const bool whole = trains || context.trace != nullptr || queries <= chunk;
+  std::vector<at::Tensor> parts;
+  for (int64_t begin = 0; begin < queries; begin += whole ? queries : chunk) {
+    const int64_t end = whole ? queries : std::min(begin + chunk, queries);
+    const auto new_tokens = [&](const at::Tensor& x) { return x.defined() ? x.slice(1, begin, end) : x; };
+    const auto seen = [&](const at::Tensor& x) { return x.defined() ? x.slice(1, 0, offset + end) : x; };
+    const at::Tensor part_query = new_tokens(query), part_key = seen(key);
+    const IndexVectors part_index{new_tokens(index.query), seen(index.key), new_tokens(index.head_weight)};
+    const Choice choice = choose(part_query, part_key, part_index, context);
+    auto [out, lse] =
+        sparse_attention(part_query, part_key, seen(value), choice.indices, choice.counts, choice.query_tile);
+    parts.push_back(out);
+    if (context.trace != nullptr) {
+      context.trace->lse = lse.detach();
+      context.trace->indices = choice.indices;
+      context.trace->counts = choice.counts;
+      context.trace->statistic = choice.statistic;
+      context.trace->query_tile = choice.query_tile;
+    }
+  }
+  return parts.size() == 1 ? parts.front() : at::cat(parts, 1);
+}
+
+GatedSparseAttention::Choice GatedSparseAttention::choose(const at::Tensor& query, const at::Tensor& key,
+                                                          const IndexVectors& index,
+                                                          const AttentionContext& context) {
+  const at::NoGradGuard no_gradient;
+  const bool control = context.selection.policy != SelectionPolicy::indexer;
+  Choice choice;
+  if (!control || !context.selection.k) choice = choose_by_index(index, control, context);
+  if (!control) return choice;
+  const bool own_k = context.selection.k.has_value();
+  const at::Tensor budget_of_query =
+      own_k ? constant_budget(*context.selection.k, query, key.size(1)) : choice.counts;
+  const int64_t capacity = own_k ? *context.selection.k : choice.indices.size(2);
+  std::tie(choice.indices, choice.counts) = select_control(context.selection, context.layer, query.detach(),
+                                                           key.detach(), budget_of_query, capacity);
+  return choice;
+}
+
+GatedSparseAttention::Choice GatedSparseAttention::choose_by_index(const IndexVectors& index,
+                                                                   bool counts_only,
+                                                                   const AttentionContext& context) {
+  IndexSelectOptions options = select_options(indexer->config, config.budget, index.key.size(1));
+  // Shared rows are for prefill; a lone query, and a control's budget, is per query.
+  if (counts_only || index.query.size(1) < options.query_tile) options.query_tile = 1;
+  std::optional<at::Tensor> running_mean;
+  if (options.budget != "fixed") {
+    running_mean = budget.running_mean;
+    if (!budget.is_set()) {
+      if (!context.update_statistics) {
+        fail("layer ", context.layer, ": the budget rule '", options.budget,
+             "' needs its running mean, which this model has not learned; train a sparse stage or use the "
+             "rule 'fixed'");
+      }
+      // The first training step: k_base for everyone, whatever the ratio to a mean not known yet.
+      options.k_min = std::min(options.k_base, options.k_max);
+      options.k_max = options.k_min;
+      running_mean = at::ones({}, budget.running_mean.options());
+    }
+  }
+  Choice choice;
+  choice.query_tile = options.query_tile;
+  std::tie(choice.indices, choice.counts, choice.statistic) =
+      index_select(index.query.detach(), index.key.detach(), index.head_weight.detach(),
+                   present(indexer->head_bias), running_mean, options, indexer->log_scale);
+  if (context.update_statistics && !context.recomputing) budget.note(choice.statistic);
+  return choice;
+}
+
+}  // namespace gsa

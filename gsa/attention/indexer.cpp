@@ -1,0 +1,50 @@
+#include "gsa/attention/indexer.h"
+
+#include <ATen/core/Generator.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+
+namespace gsa {
+namespace {
+
+void draw(at::Tensor& parameter, double deviation, at::Generator& generator) {
+  parameter = at::empty(parameter.sizes(), at::kFloat).normal_(0.0, deviation, generator);
+}
+
+}  // namespace
+
+Indexer::Indexer(int64_t hidden_size, const IndexerConfig& indexer_config)
+    : config(indexer_config),
+      query_proj(hidden_size, config.index_heads * config.index_dim, false),
+      key_proj(hidden_size, config.index_dim, false),
+      weight_proj(hidden_size, config.index_heads, true),
+      log_scale(shape_only({})) {
+  if (config.activation != "relu") head_bias = shape_only({config.index_heads});
+}
+
+IndexVectors Indexer::operator()(const at::Tensor& h, const RotaryTable& rotary) const {
+  const at::Tensor input = h.detach();
+  const int64_t batch = input.size(0), tokens = input.size(1);
+  const at::Tensor query = query_proj(input).view({batch, tokens, config.index_heads, config.index_dim});
+  const at::Tensor key = key_proj(input).view({batch, tokens, 1, config.index_dim});
+  const at::Tensor logit = weight_proj(input);
+  return {apply_rotary(query, rotary), apply_rotary(key, rotary).squeeze(2),
+          config.activation == "relu" ? logit : at::sigmoid(logit)};
+}
+
+void Indexer::initialize(at::Generator generator) {
+  // The input is normed, so this deviation gives index vectors of unit variance and logits of order one.
+  const double deviation = 1.0 / std::sqrt(static_cast<double>(key_proj.weight.size(1)));
+  draw(query_proj.weight, deviation, generator);
+  draw(key_proj.weight, deviation, generator);
+  draw(weight_proj.weight, deviation, generator);
+  weight_proj.bias = at::zeros(weight_proj.bias.sizes(), at::kFloat);
+  if (head_bias.defined()) head_bias = at::zeros(head_bias.sizes(), at::kFloat);
+  log_scale = at::full({}, std::log(10.0), at::kFloat);
+}
+
+}  // namespace gsa

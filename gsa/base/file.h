@@ -39,7 +39,7 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
-/// A read-only memory map of a whole file.
+/// A private memory map of a whole file: what is written to it is seen by this process alone.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);

@@ -12,6 +12,9 @@ void set_exit_status(int status) {
   status_ = status;
 }
 
-void add_commands(CLI::App& app) {}
+void add_commands(CLI::App& app) {
+  add_model(app);
+  add_convert(app);
+}
 
 }  // namespace gsa::cli

@@ -8,6 +8,9 @@ namespace gsa::cli {
 /// Adds every subcommand.
 void add_commands(CLI::App& app);
 
+void add_model(CLI::App& app);
+void add_convert(CLI::App& app);
+
 /// What main returns when no error was thrown: 0, or what a subcommand set.
 int exit_status();
 void set_exit_status(int status);

@@ -52,7 +52,7 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 
 std::vector<at::Tensor> checkpoint_layer(CheckpointedLayer layer, const at::Tensor& x) {
   if (!at::GradMode::is_enabled()) return layer(x, /*recomputing=*/false);
-  const at::Tensor anchor = at::zeros({}, at::TensorOptions().dtype(at::kFloat).requires_grad(true));
+  const at::Tensor anchor = at::zeros({}, at::kFloat).requires_grad_(true);
   return Checkpoint::apply(x, anchor, std::move(layer));
 }
 

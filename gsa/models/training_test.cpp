@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/matmul.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -11,7 +12,7 @@
 
 #include "gsa/base/error.h"
 #include "gsa/models/decoder.h"
-#include "gsa/ops/indexer/index_scores.h"
+#include "gsa/ops/index_loss/index_loss.h"
 #include "gsa/testing/tiny_model.h"
 
 namespace gsa {
@@ -25,12 +26,20 @@ std::optional<at::Tensor> present(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }
 
-/// A loss that needs every tensor the indexer makes.
-at::Tensor indexer_loss(const LayerTrace& trace) {
-  const at::Tensor scores = index_scores(trace.index_query, trace.index_key, trace.head_weight,
-                                         present(trace.head_bias), "sigmoid");
-  const at::Tensor past = scores.masked_fill(scores.isinf(), 0.0) * trace.log_scale.exp();
-  return past.square().mean() + (past * trace.key.mean()).mean();
+/// The indexer's loss, as training computes it: on the selection, or over all keys where attention was dense.
+std::function<at::Tensor(const LayerTrace&)> index_loss_of(const IndexerConfig& config) {
+  const IndexLossOptions options{config.activation, std::nullopt, config.keep_first, config.keep_recent,
+                                 config.head_reduction};
+  return [options](const LayerTrace& trace) {
+    const auto bias = present(trace.head_bias);
+    const at::Tensor loss =
+        trace.indices.defined()
+            ? index_loss_selected(trace.query, trace.key, trace.indices, trace.counts, trace.index_query,
+                                  trace.index_key, trace.head_weight, bias, trace.log_scale, options)
+            : index_loss_dense(trace.query, trace.key, trace.lse, trace.index_query, trace.index_key,
+                               trace.head_weight, bias, trace.log_scale, options);
+    return loss.mean();
+  };
 }
 
 at::Tensor token_loss(Decoder& model, const at::Tensor& tokens, const at::Tensor& hidden) {
@@ -40,7 +49,7 @@ at::Tensor token_loss(Decoder& model, const at::Tensor& tokens, const at::Tensor
 std::map<std::string, at::Tensor> gradients_of(Decoder& model, const at::Tensor& tokens,
                                                ForwardOptions options, bool cross_entropy, bool index_loss) {
   for (auto& [name, parameter] : model.named_parameters()) parameter.mutable_grad() = at::Tensor();
-  if (index_loss) options.layer_loss = indexer_loss;
+  if (index_loss) options.layer_loss = index_loss_of(*model.config().gsa.indexer);
   const ForwardResult result = model.forward(tokens, options);
   at::Tensor loss;
   if (cross_entropy) loss = token_loss(model, tokens, result.hidden);
@@ -102,6 +111,7 @@ TEST(Training, AFrozenModelStillTrainsItsIndexerThroughRecomputation) {
   model.train_only(is_indexer_parameter);
   ForwardOptions options;
   options.mode = AttentionMode::dense;
+  options.need_lse = true;
   const at::Tensor tokens = random_tokens(model.config(), 1, 20, 3);
   const auto kept = gradients_of(model, tokens, options, false, true);
   options.checkpoint_activations = true;

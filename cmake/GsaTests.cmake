@@ -2,10 +2,13 @@
 find_package(GTest REQUIRED)
 set(GSA_PYTHON "${CMAKE_SOURCE_DIR}/.venv/bin/python" CACHE FILEPATH "Python with the pinned wheels, for golden tests")
 
+add_library(gsa_tolerance STATIC ${CMAKE_SOURCE_DIR}/gsa/testing/tolerance.cpp)
+target_link_libraries(gsa_tolerance PUBLIC gsa_testing GTest::gtest PRIVATE gsa_warnings)
+
 function(gsa_add_test name)
   add_executable(${name} ${ARGN})
   set_target_properties(${name} PROPERTIES BUILD_RPATH "${CMAKE_BINARY_DIR}/lib;${GSA_TORCH_LIB}")
-  target_link_libraries(${name} PRIVATE libgsa gsa_testing GTest::gtest_main gsa_warnings)
+  target_link_libraries(${name} PRIVATE libgsa gsa_tolerance GTest::gtest_main gsa_warnings)
   target_compile_definitions(${name} PRIVATE GSA_SOURCE_DIR="${CMAKE_SOURCE_DIR}" GSA_BINARY_DIR="${CMAKE_BINARY_DIR}"
                              GSA_PYTHON="${GSA_PYTHON}" GSA_CLI="$<TARGET_FILE:gsa_cli>")
   add_dependencies(${name} gsa_cli)

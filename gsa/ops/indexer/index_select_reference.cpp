@@ -44,11 +44,14 @@ struct Selector {
   int64_t first_position() const { return keys() - queries(); }
 };
 
-/// Population variance over the valid entries of each row, in two passes.
+/// Population variance over the valid entries of each row, in two passes. The row's maximum is subtracted
+/// first, so that equal scores have a variance of exactly zero.
 at::Tensor row_variance(const at::Tensor& scores, const at::Tensor& valid) {
   const at::Tensor count = valid.sum(-1).clamp_min(1);
-  const at::Tensor mean = scores.masked_fill(~valid, 0).sum(-1) / count;
-  const at::Tensor deviation = (scores - mean.unsqueeze(-1)).masked_fill(~valid, 0);
+  const at::Tensor largest = scores.amax(-1, /*keepdim=*/true);
+  const at::Tensor shifted = (scores - largest).masked_fill(~valid, 0);
+  const at::Tensor mean = shifted.sum(-1) / count;
+  const at::Tensor deviation = (shifted - mean.unsqueeze(-1)).masked_fill(~valid, 0);
   return deviation.square().sum(-1) / count;
 }
 

@@ -11,7 +11,16 @@ namespace {
 
 constexpr const char* kOp = "select_topk";
 
-void check_arguments(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k) {
+std::tuple<at::Tensor, at::Tensor> meta(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k) {
+  check_select_topk(scores, budget, max_k);
+  const auto options = scores.options().dtype(at::kInt);
+  return {at::empty({scores.size(0), scores.size(1), max_k}, options),
+          at::empty({scores.size(0), scores.size(1)}, options)};
+}
+
+}  // namespace
+
+void check_select_topk(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k) {
   check_shape(kOp, "scores", scores, {kAny, kAny, kAny}, "[B,T,S]");
   check_floating(kOp, "scores", scores);
   check_shape(kOp, "budget", budget, {scores.size(0), scores.size(1)}, "[B,T]");
@@ -20,18 +29,8 @@ void check_arguments(const at::Tensor& scores, const at::Tensor& budget, int64_t
   TORCH_CHECK_VALUE(max_k >= 1, kOp, ": max_k expected a positive number, got ", max_k);
 }
 
-std::tuple<at::Tensor, at::Tensor> meta(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k) {
-  check_arguments(scores, budget, max_k);
-  const auto options = scores.options().dtype(at::kInt);
-  return {at::empty({scores.size(0), scores.size(1), max_k}, options),
-          at::empty({scores.size(0), scores.size(1)}, options)};
-}
-
-}  // namespace
-
 std::tuple<at::Tensor, at::Tensor> select_topk(const at::Tensor& scores, const at::Tensor& budget,
                                                int64_t max_k) {
-  check_arguments(scores, budget, max_k);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("gsa::select_topk", "").typed<decltype(select_topk)>();
   return op.call(scores, budget, max_k);

@@ -18,6 +18,9 @@ namespace gsa {
 std::tuple<at::Tensor, at::Tensor> select_topk(const at::Tensor& scores, const at::Tensor& budget,
                                                int64_t max_k);
 
+/// The argument checks of select_topk, for its implementations.
+void check_select_topk(const at::Tensor& scores, const at::Tensor& budget, int64_t max_k);
+
 /// Bool mask [..., S] of the `budget[...]` highest scores of each row (the rule above). Rows may have any
 /// leading shape.
 at::Tensor topk_mask(const at::Tensor& scores, const at::Tensor& budget);

@@ -24,6 +24,7 @@ at::Tensor without_nan(const at::Tensor& scores) {
 
 std::tuple<at::Tensor, at::Tensor> select_topk_reference(const at::Tensor& scores, const at::Tensor& budget,
                                                          int64_t max_k) {
+  check_select_topk(scores, budget, max_k);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   TORCH_CHECK_VALUE(
       budget.numel() == 0 || (budget.min().item<int>() >= 0 && budget.max().item<int>() <= max_k),

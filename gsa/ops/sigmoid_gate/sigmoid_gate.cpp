@@ -11,15 +11,8 @@ namespace {
 
 constexpr const char* kOp = "sigmoid_gate";
 
-void check_arguments(const at::Tensor& x, const at::Tensor& gate) {
-  check_floating(kOp, "x", x);
-  TORCH_CHECK_VALUE(gate.sizes() == x.sizes(), kOp, ": gate expected the shape of x ", x.sizes(), ", got ",
-                    gate.sizes());
-  check_same_kind(kOp, "gate", gate, "x", x);
-}
-
 at::Tensor meta(const at::Tensor& x, const at::Tensor& gate) {
-  check_arguments(x, gate);
+  check_sigmoid_gate(x, gate);
   return at::empty_like(x);
 }
 
@@ -30,8 +23,14 @@ std::tuple<at::Tensor, at::Tensor> backward_meta(const at::Tensor& grad, const a
 
 }  // namespace
 
+void check_sigmoid_gate(const at::Tensor& x, const at::Tensor& gate) {
+  check_floating(kOp, "x", x);
+  TORCH_CHECK_VALUE(gate.sizes() == x.sizes(), kOp, ": gate expected the shape of x ", x.sizes(), ", got ",
+                    gate.sizes());
+  check_same_kind(kOp, "gate", gate, "x", x);
+}
+
 at::Tensor sigmoid_gate(const at::Tensor& x, const at::Tensor& gate) {
-  check_arguments(x, gate);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("gsa::sigmoid_gate", "").typed<decltype(sigmoid_gate)>();
   return op.call(x, gate);

@@ -12,6 +12,9 @@ namespace gsa {
 /// Differentiable in both. Throws ValueError / TypeError on a mismatch.
 at::Tensor sigmoid_gate(const at::Tensor& x, const at::Tensor& gate);
 
+/// The argument checks of sigmoid_gate, for its implementations.
+void check_sigmoid_gate(const at::Tensor& x, const at::Tensor& gate);
+
 /// Gradients (grad_x, grad_gate) of sigmoid_gate for the output gradient `grad`.
 std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward(const at::Tensor& grad, const at::Tensor& x,
                                                          const at::Tensor& gate);

@@ -10,6 +10,7 @@ namespace gsa {
 namespace {
 
 at::Tensor forward(const at::Tensor& x, const at::Tensor& gate) {
+  check_sigmoid_gate(x, gate);
   return x * at::sigmoid(gate);
 }
 

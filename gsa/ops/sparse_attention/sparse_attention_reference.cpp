@@ -49,15 +49,16 @@ at::Tensor masked_logits(const Dense& dense, double scale) {
       .masked_fill(~dense.mask, kMinusInfinity);
 }
 
+Attended attend(const Dense& dense, double scale) {
+  const at::Tensor logits = masked_logits(dense, scale);
+  const at::Tensor p =
+      logits.softmax(-1).masked_fill(~dense.mask, 0);  // also where a row has no key, and softmax gives NaN
+  return {at::matmul(p, dense.value), at::logsumexp(logits, -1)};
+}
+
 /// exp(logits - lse), 0 for rows without keys.
 at::Tensor probabilities(const at::Tensor& logits, const at::Tensor& lse) {
   return (logits - lse.masked_fill(lse.eq(kMinusInfinity), 0).unsqueeze(-1)).exp();
-}
-
-Attended attend(const Dense& dense, double scale) {
-  const at::Tensor logits = masked_logits(dense, scale);
-  const at::Tensor lse = at::logsumexp(logits, -1);
-  return {at::matmul(probabilities(logits, lse), dense.value), lse};
 }
 
 /// Gradients of query, key and value; the probabilities are computed again from the log-sum-exp.

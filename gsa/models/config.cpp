@@ -137,10 +137,6 @@ DecoderConfig decoder_config_from_hf(const Json& json, const std::string& source
   } else if (!known.contains("gsa")) {
     fail(source, ": expected the key 'gsa' (gates, indexer, budget)");
   }
-  if (type != "llama" && json["gsa"].is_object() && json["gsa"].contains("indexer") &&
-      json["gsa"]["indexer"].is_null()) {
-    config.gsa.indexer.reset();
-  }
   config_from_json(known, config, source);
   read_rope(json, config, source);
   read_token_id(json, "bos_token_id", config.bos_token_id);
@@ -159,7 +155,8 @@ Json decoder_config_to_hf(const DecoderConfig& config, const std::string& dtype)
   json["model_type"] = "gated_sparse_attention";
   DecoderConfig resolved = config;
   resolved.head_dim = config.resolved_head_dim();
-  for (const auto& [key, value] : config_to_json(resolved).items()) json[key] = value;
+  const Json fields = config_to_json(resolved);
+  for (const auto& [key, value] : fields.items()) json[key] = value;
   json["hidden_act"] = "silu";
   json["torch_dtype"] = dtype;
   return json;

@@ -15,6 +15,7 @@ void set_exit_status(int status) {
 void add_commands(CLI::App& app) {
   add_model(app);
   add_convert(app);
+  add_eval(app);
 }
 
 }  // namespace gsa::cli

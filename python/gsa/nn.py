@@ -1,0 +1,100 @@
+"""The layer as torch.nn modules, with the checkpoint's parameter names. Nothing is computed here that the library computes."""
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import ops
+
+
+def rotate(x, cos, sin):
+    """Half-split RoPE on the leading 2 * cos.shape[-1] dimensions. x [B,T,heads,E]; cos, sin [T, half]."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, None], sin[:, None]
+    first, second, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x.dtype)
+
+
+class Indexer(nn.Module):
+    """The gated lightning indexer (paper Eq. 7). Reads a detached input, so no loss on it reaches the model."""
+
+    def __init__(self, hidden_size, config):
+        super().__init__()
+        self.config = config
+        heads, dim = config["index_heads"], config["index_dim"]
+        self.query_proj = nn.Linear(hidden_size, heads * dim, bias=False)
+        self.key_proj = nn.Linear(hidden_size, dim, bias=False)
+        self.weight_proj = nn.Linear(hidden_size, heads)
+        self.head_bias = nn.Parameter(torch.zeros(heads)) if config["activation"] != "relu" else None
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.register_buffer("running_mean", torch.tensor(math.nan, dtype=torch.float32))
+
+    def forward(self, h, cos, sin):
+        """h [B,T,D] -> index_query [B,T,J,I], index_key [B,T,I], head_weight [B,T,J]."""
+        h = h.detach()
+        query = self.query_proj(h).unflatten(-1, (self.config["index_heads"], self.config["index_dim"]))
+        key = self.key_proj(h).unsqueeze(2)
+        weight = self.weight_proj(h)
+        if self.config["index_rotary_dim"]:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        return query, key.squeeze(2), weight if self.config["activation"] == "relu" else torch.sigmoid(weight)
+
+
+class GatedSparseAttention(nn.Module):
+    """One attention layer; `config` is the "gsa" section of a checkpoint's config.json as a dict."""
+
+    def __init__(self, hidden_size, heads, key_value_heads, head_dim, config):
+        super().__init__()
+        self.config, self.head_dim, self.key_value_heads = config, head_dim, key_value_heads
+        self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden_size, key_value_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden_size, key_value_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=False)
+        gates = config["gates"]
+        self.value_gate = nn.Linear(hidden_size, key_value_heads * head_dim) if gates["value_gate"] else None
+        self.output_gate = nn.Linear(hidden_size, heads * head_dim) if gates["output_gate"] else None
+        self.indexer = Indexer(hidden_size, config["indexer"]) if config["indexer"] else None
+
+    def gate(self, x, gate, h):
+        if gate is None:
+            return x
+        gated = ops.sigmoid_gate(x, gate(h))
+        return gated * 2 if self.config["gates"]["identity"] else gated
+
+    def select(self, index):
+        """indices, counts and query_tile for index = (index_query, index_key, head_weight)."""
+        options, budget, indexer = self.config["indexer"], self.config["budget"], self.indexer
+        usable = budget["k_base"] if budget["rule"] == "fixed" else budget["k_max"]
+        k_max = max(budget["k_min"], min(usable, index[1].shape[1]))
+        tile = options["query_tile"] if index[0].shape[1] >= options["query_tile"] else 1
+        mean = None if budget["rule"] == "fixed" else indexer.running_mean
+        indices, counts, _ = ops.index_select(
+            *index, indexer.head_bias, mean, budget["k_base"], budget["k_min"], k_max, budget["rule"],
+            options["activation"], tile, options["keep_first"], options["keep_recent"], options["tile_factor"], indexer.log_scale)
+        return indices, counts, tile
+
+    def forward(self, h, rotary, index_rotary, append=None):
+        """h [B,T,D], the layer's normed input -> [B,T,D].
+
+        rotary and index_rotary are (cos, sin) [T, half] of the new tokens. append(key, value, index_key), when given, adds them to a
+        cache and returns all that is cached, token-major.
+        """
+        def heads(x):
+            return x.unflatten(-1, (-1, self.head_dim))
+
+        query, key = rotate(heads(self.q_proj(h)), *rotary), rotate(heads(self.k_proj(h)), *rotary)
+        value = heads(self.gate(self.v_proj(h), self.value_gate, h))
+        index = self.indexer(h, *index_rotary) if self.indexer is not None else None
+        if append is not None:
+            key, value, index_key = append(key, value, index[1] if index else None)
+            index = (index[0], index_key, index[2]) if index else None
+        if index is None:
+            mask = None
+            if query.shape[1] < key.shape[1]:
+                mask = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=h.device).tril(key.shape[1] - query.shape[1])
+            attention = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask,
+                                                       is_causal=mask is None, enable_gqa=True).transpose(1, 2)
+        else:
+            attention, _ = ops.sparse_attention(query, key, value, *self.select(index))
+        return self.o_proj(self.gate(attention.flatten(2), self.output_gate, h))

@@ -2,6 +2,13 @@
 find_package(GTest REQUIRED)
 set(GSA_PYTHON "${CMAKE_SOURCE_DIR}/.venv/bin/python" CACHE FILEPATH "Python with the pinned wheels, for golden tests")
 
+# Python is not sanitized: the sanitizer's runtime has to be there before it loads our library.
+set(test_environment "")
+if(GSA_SANITIZE MATCHES "address")
+  execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libasan.so OUTPUT_VARIABLE asan_runtime OUTPUT_STRIP_TRAILING_WHITESPACE)
+  set(test_environment "LD_PRELOAD=${asan_runtime};ASAN_OPTIONS=detect_leaks=0")
+endif()
+
 add_library(gsa_tolerance STATIC ${CMAKE_SOURCE_DIR}/gsa/testing/tolerance.cpp)
 target_link_libraries(gsa_tolerance PUBLIC gsa_testing GTest::gtest PRIVATE gsa_warnings)
 
@@ -13,7 +20,7 @@ function(gsa_add_test name)
                              GSA_PYTHON="${GSA_PYTHON}" GSA_CLI="$<TARGET_FILE:gsa_cli>")
   add_dependencies(${name} gsa_cli)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 1800)
+  set_tests_properties(${name} PROPERTIES TIMEOUT 1800 ENVIRONMENT "${test_environment}")
 endfunction()
 
 file(GLOB folders LIST_DIRECTORIES true ${CMAKE_SOURCE_DIR}/gsa/* ${CMAKE_SOURCE_DIR}/gsa/ops/*)
@@ -38,5 +45,5 @@ foreach(script ${python_tests})
   get_filename_component(name ${script} NAME_WE)
   add_test(NAME python_${name} COMMAND ${GSA_PYTHON} ${script})
   set_tests_properties(python_${name} PROPERTIES TIMEOUT 1800 ENVIRONMENT
-    "GSA_LIBRARY=$<TARGET_FILE:libgsa>;GSA_CLI=$<TARGET_FILE:gsa_cli>;PYTHONPATH=${CMAKE_SOURCE_DIR}/python")
+    "GSA_LIBRARY=$<TARGET_FILE:libgsa>;GSA_CLI=$<TARGET_FILE:gsa_cli>;PYTHONPATH=${CMAKE_SOURCE_DIR}/python;${test_environment}")
 endforeach()

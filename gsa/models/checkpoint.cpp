@@ -108,4 +108,26 @@ Decoder convert_dense(Decoder dense, const GsaConfig& gsa, uint64_t seed) {
   return converted;
 }
 
+Decoder add_indexer(Decoder model, const GsaConfig& gsa, uint64_t seed) {
+  const at::NoGradGuard no_gradient;
+  if (!gsa.indexer) fail("convert: expected a configuration with an indexer");
+  DecoderConfig config = model.config();
+  config.gsa.indexer = gsa.indexer;
+  config.gsa.budget = gsa.budget;
+  Decoder extended(config);
+  const NamedTensors old = model.named_parameters();
+  const auto keep_old = [&] {
+    extended.visit_tensors([&](const std::string& name, at::Tensor& tensor) {
+      if (is_indexer_parameter(name)) return;
+      for (const auto& [old_name, old_tensor] : old) {
+        if (old_name == name) tensor = old_tensor;
+      }
+    });
+  };
+  keep_old();
+  extended.initialize_additions(seed);  // draws gates too
+  keep_old();
+  return extended;
+}
+
 }  // namespace gsa

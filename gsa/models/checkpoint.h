@@ -29,4 +29,8 @@ void save_checkpoint(Decoder& model, const std::filesystem::path& folder,
 /// result computes the same logits under dense attention.
 Decoder convert_dense(Decoder dense, const GsaConfig& gsa, uint64_t seed);
 
+/// The model with a fresh indexer and budget as `gsa` describes them, in place of its own if it has one; its
+/// gates and everything else stay as they are.
+Decoder add_indexer(Decoder model, const GsaConfig& gsa, uint64_t seed);
+
 }  // namespace gsa

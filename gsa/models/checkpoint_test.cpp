@@ -76,6 +76,27 @@ TEST(Checkpoint, ShardsAndDtypesComeBack) {
   EXPECT_TRUE(again.embedding().equal(model.embedding().to(at::kBFloat16)));
 }
 
+TEST(Checkpoint, AFreshIndexerLeavesTheModelAsItIs) {
+  Decoder gated = tiny_model(tiny_config("gated"), at::kFloat);
+  GsaConfig wanted = tiny_config("gsa").gsa;
+  wanted.indexer->activation = "sigmoid";
+  Decoder extended = add_indexer(gated, wanted, 3);
+  EXPECT_EQ(variant_name(extended.config().gsa), "gsa");
+  EXPECT_EQ(extended.config().gsa.gates.identity, gated.config().gsa.gates.identity);
+  const at::Tensor tokens = random_tokens(gated.config(), 1, 30, 1);
+  ForwardOptions dense;
+  dense.mode = AttentionMode::dense;
+  const at::NoGradGuard no_gradient;
+  EXPECT_TRUE(gated.forward(tokens, dense).hidden.equal(extended.forward(tokens, dense).hidden));
+  // An indexer that is there is replaced, in another kind if need be.
+  wanted.indexer->activation = "hard_sigmoid";
+  Decoder replaced = add_indexer(extended, wanted, 4);
+  EXPECT_EQ(replaced.config().gsa.indexer->activation, "hard_sigmoid");
+  EXPECT_FALSE(replaced.layers()[0].self_attn.indexer->query_proj.weight.equal(
+      extended.layers()[0].self_attn.indexer->query_proj.weight));
+  EXPECT_THROW(add_indexer(gated, tiny_config("gated").gsa, 1), Error);
+}
+
 TEST(Checkpoint, TrainingALoadedModelLeavesItsFileAlone) {
   Decoder model = tiny_model(tiny_config("dense"), at::kFloat);
   const fs::path folder = fresh_folder("untouched");

@@ -44,17 +44,17 @@ concept ConfigStruct = requires(T& value, AnyVisitor visitor) {
 };
 
 template <class T>
-struct is_vector : std::false_type {};
+struct IsVector : std::false_type {};
 template <class T>
-struct is_vector<std::vector<T>> : std::true_type {};
+struct IsVector<std::vector<T>> : std::true_type {};
 template <class T>
-struct is_optional : std::false_type {};
+struct IsOptional : std::false_type {};
 template <class T>
-struct is_optional<std::optional<T>> : std::true_type {};
+struct IsOptional<std::optional<T>> : std::true_type {};
 template <class T>
-struct is_map : std::false_type {};
+struct IsMap : std::false_type {};
 template <class T>
-struct is_map<std::map<std::string, T>> : std::true_type {};
+struct IsMap<std::map<std::string, T>> : std::true_type {};
 
 std::string child_path(const std::string& path, std::string_view name);
 [[noreturn]] void fail_type(const std::string& path, const char* expected, const Json& got);
@@ -77,15 +77,15 @@ Json value_to_json(const T& value) {
     T copy = value;
     copy.fields(ToJson{json});
     return json;
-  } else if constexpr (is_vector<T>::value) {
+  } else if constexpr (IsVector<T>::value) {
     Json json = Json::array();
     for (const auto& item : value) json.push_back(value_to_json(item));
     return json;
-  } else if constexpr (is_map<T>::value) {
+  } else if constexpr (IsMap<T>::value) {
     Json json = Json::object();
     for (const auto& [key, item] : value) json[key] = value_to_json(item);
     return json;
-  } else if constexpr (is_optional<T>::value) {
+  } else if constexpr (IsOptional<T>::value) {
     return value ? value_to_json(*value) : Json(nullptr);
   } else {
     return Json(value);
@@ -130,18 +130,18 @@ template <class T>
 void value_from_json(const Json& json, T& value, const std::string& path) {
   if constexpr (ConfigStruct<T>) {
     struct_from_json(json, value, path);
-  } else if constexpr (is_optional<T>::value) {
+  } else if constexpr (IsOptional<T>::value) {
     if (json.is_null()) {
       value.reset();
     } else {
       value_from_json(json, value.emplace(), path);
     }
-  } else if constexpr (is_vector<T>::value) {
+  } else if constexpr (IsVector<T>::value) {
     if (!json.is_array()) fail_type(path, "a list", json);
     value.clear();
     for (size_t i = 0; i < json.size(); ++i)
       value_from_json(json[i], value.emplace_back(), child_path(path, std::to_string(i)));
-  } else if constexpr (is_map<T>::value) {
+  } else if constexpr (IsMap<T>::value) {
     if (!json.is_object()) fail_type(path, "an object", json);
     value.clear();
     for (const auto& [key, item] : json.items()) value_from_json(item, value[key], child_path(path, key));

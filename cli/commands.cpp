@@ -16,6 +16,7 @@ void add_commands(CLI::App& app) {
   add_model(app);
   add_convert(app);
   add_eval(app);
+  add_train(app);
 }
 
 }  // namespace gsa::cli

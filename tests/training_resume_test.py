@@ -15,7 +15,8 @@ import tempfile
 import time
 import unittest
 
-import tokenizers
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+from token_folder import write_token_folder  # noqa: E402
 
 GSA = os.environ["GSA_CLI"]
 SEED = int(os.environ.get("GSA_SEED", time.time_ns() % 10**6))
@@ -29,16 +30,6 @@ MODEL = dict(vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_la
                       budget=dict(rule="inverse", k_base=16, k_min=8, k_max=32)))
 
 
-def make_tokenizer(path, words):
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False,
-                                             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(words, trainer)
-    tokenizer.save(str(path))
-
-
 class TrainingTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -47,14 +38,8 @@ class TrainingTest(unittest.TestCase):
         cls.root = pathlib.Path(cls.scratch.name)
         text = pathlib.Path(json.__file__).parent.glob("*.py")
         documents = [path.read_text() for path in text] + [pathlib.Path(unittest.__file__).with_name("case.py").read_text()]
-        for name, words in (("tokens", documents), ("other", ["zzz yyy xxx"])):
-            folder = cls.root / f"make-{name}"
-            folder.mkdir()
-            make_tokenizer(folder / "tokenizer.json", words)
-            for i, document in enumerate(documents):
-                (folder / f"{i}.txt").write_text(document)
-            subprocess.run([GSA, "data", "prepare", "--tokenizer", folder / "tokenizer.json", "--output", cls.root / name,
-                            *sorted(folder.glob("*.txt"))], check=True, capture_output=True)
+        write_token_folder(cls.root / "tokens", documents, 400)
+        write_token_folder(cls.root / "other", documents[:1], 300)
 
     @classmethod
     def tearDownClass(cls):
@@ -157,6 +142,7 @@ class TrainingTest(unittest.TestCase):
         self.assertEqual(started.returncode, 2)
         self.assertIn("cannot save step", started.stderr)
         self.assertIn("training goes on", started.stderr)
+        self.assertTrue((folder / "out" / "2-indexer_warmup" / "model.safetensors").exists())
         # What was saved is whole, and with space the run goes on to the same end.
         self.assertFalse([path for path in (folder / "out").rglob("*.tmp*")])
         resumed = self.train(folder, "--resume")

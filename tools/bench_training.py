@@ -13,25 +13,17 @@ import sys
 import tempfile
 import time
 
+import token_folder
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = dict(vocab_size=4096, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True)
 
 
-def prepare_data(folder, gsa):
+def prepare_data(folder):
     """A tokenizer and token shards from the standard library's sources."""
-    import tokenizers
-
     sources = sorted(pathlib.Path(os.__file__).parent.glob("*.py"))[:120]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=MODEL["vocab_size"], special_tokens=["<|endoftext|>"], show_progress=False,
-                                             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train([str(path) for path in sources], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    subprocess.run([gsa, "data", "prepare", "--tokenizer", folder / "tokenizer.json", "--output", folder / "tokens", *sources],
-                   check=True, capture_output=True)
+    token_folder.write_token_folder(folder / "tokens", [path.read_text() for path in sources], MODEL["vocab_size"])
 
 
 def run_gsa(folder, gsa, arguments):
@@ -155,7 +147,7 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        prepare_data(folder, arguments.gsa)
+        prepare_data(folder)
         gsa, python = 0.0, 0.0
         for _ in range(arguments.rounds):
             gsa = max(gsa, run_gsa(folder, arguments.gsa, arguments))

@@ -12,6 +12,7 @@ void add_model(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_train(CLI::App& app);
+void add_generate(CLI::App& app);
 
 /// What main returns when no error was thrown: 0, or what a subcommand set.
 int exit_status();

@@ -15,9 +15,10 @@ void set_exit_status(int status) {
 void add_commands(CLI::App& app) {
   add_model(app);
   add_convert(app);
+  add_data(app);
+  add_tokenizer(app);
   add_eval(app);
   add_train(app);
-  add_generate(app);
 }
 
 }  // namespace gsa::cli

@@ -63,6 +63,13 @@ def train(pattern, documents, vocab_size, min_frequency=2, extra_special=()):
     return tokenizer
 
 
+def documents(stream):
+    for line in stream:
+        if line == "stop\n":  # whoever reads the text hit a problem and says so itself
+            os._exit(1)
+        yield json.loads(line)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="the tokenizer.json to write")
@@ -74,8 +81,7 @@ def main():
     smallest = 256 + len(special_tokens(arguments.pattern)) + len(arguments.special)
     if arguments.vocab_size < smallest:
         sys.exit(f"--vocab-size: expected at least {smallest} (the bytes and the special tokens), got {arguments.vocab_size}")
-    documents = (json.loads(line) for line in sys.stdin)
-    tokenizer = train(arguments.pattern, documents, arguments.vocab_size, arguments.min_frequency, arguments.special)
+    tokenizer = train(arguments.pattern, documents(sys.stdin), arguments.vocab_size, arguments.min_frequency, arguments.special)
     temporary = f"{arguments.out}.tmp.{os.getpid()}"
     tokenizer.save(temporary)
     os.replace(temporary, arguments.out)

@@ -91,8 +91,6 @@ struct Tokenizer::Parts {
     for (const auto& [token, id] : model.vocabulary()) add_token(token, id);
     for (const auto& token : added) {
       add_token(token.content, token.id);
-      // The package keeps the normalised spelling of a token that it looks for in normalised text.
-      if (token.normalized) bytes[token.id] = bytes_of_token(normalizer.apply(token.content));
       if (token.special) special[token.id] = true;
     }
   }

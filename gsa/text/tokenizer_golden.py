@@ -28,11 +28,17 @@ WORDS = ["don't", "DON'T", "we'll", "I'VE", "it'ſ", "they'Re", "x'd", "rock 'n'
          "<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<|endof", "[MASK]", "word", " ", "  ", "\n\n", "ſ", "İ", "\u0000", "\u007f"]
 
 
+def normalizes_alike(text):
+    """The package's normalizers know Unicode 9, ours Unicode 15: of the characters that normalisation touches only old ones compare."""
+    touched = unicodedata.combining(text) or unicodedata.normalize("NFKD", text) != text
+    return not touched or unicodedata.ucd_3_2_0.category(text) != "Cn"
+
+
 def character(random_):
     while True:
         low, high = random_.choice(BLOCKS)
         text = chr(random_.randrange(low, high))
-        if unicodedata.category(text) not in ("Cn", "Cs"):
+        if unicodedata.category(text) not in ("Cn", "Cs") and normalizes_alike(text):
             return text
 
 
@@ -83,7 +89,7 @@ def variants(trained):
     yield "prefix_space", by_hand(trained, pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=True)]))
     added = Tokenizer.from_str(trained.to_str())
     added.normalizer = normalizers.NFC()
-    added.add_tokens([AddedToken("word", single_word=True), AddedToken("A\u030A", normalized=True), AddedToken("return", lstrip=True),
+    added.add_tokens([AddedToken("word", single_word=True), AddedToken("\u00C5", normalized=True), AddedToken("return", lstrip=True),
                       AddedToken("if", rstrip=True, lstrip=True, normalized=False), AddedToken("  ", normalized=False)])
     added.add_special_tokens([AddedToken("[MASK]", lstrip=True, rstrip=True), AddedToken("<|endof", single_word=True)])
     yield "added", added

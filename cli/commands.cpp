@@ -19,6 +19,7 @@ void add_commands(CLI::App& app) {
   add_tokenizer(app);
   add_eval(app);
   add_train(app);
+  add_generate(app);
 }
 
 }  // namespace gsa::cli

@@ -19,6 +19,7 @@ void add_data(CLI::App& app);
 void add_tokenizer(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_train(CLI::App& app);
+void add_generate(CLI::App& app);
 
 /// The options that say which text to read, shared by the commands that read text.
 void add_corpus_options(CLI::App& command, CorpusOptions& corpus, std::string& on_error);

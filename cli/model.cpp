@@ -106,9 +106,9 @@ void convert_model(const ConvertArguments& arguments) {
   check_config(gsa);
   Decoder converted = convert_dense(dense, gsa, arguments.seed);
   save_checkpoint(converted, arguments.output);
-  const fs::path tokenizer = fs::path(arguments.input) / "tokenizer.json";
-  if (fs::exists(tokenizer)) {
-    write_file(fs::path(arguments.output) / "tokenizer.json", read_file(tokenizer));
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}) {
+    const fs::path file = fs::path(arguments.input) / name;
+    if (fs::exists(file)) write_file(fs::path(arguments.output) / name, read_file(file));
   }
   fmt::print("{}: {} from {}; gates are the identity, the indexer is untrained\n", arguments.output,
              variant_name(converted.config().gsa), arguments.input);
@@ -134,7 +134,8 @@ void add_model(CLI::App& app) {
   init->add_option("output", arguments->output, "The checkpoint folder to write")->required();
   init->add_option("--variant", arguments->variant, "dense | gated | sparse | gsa");
   init->add_option("--preset", arguments->preset, "paper | recommended");
-  init->add_option("--set", arguments->assignments, "Override a field, e.g. gsa.budget.k_base=512");
+  init->add_option("--set", arguments->assignments, "Override a field, e.g. gsa.budget.k_base=512")
+      ->allow_extra_args(false);
   init->add_option("--seed", arguments->seed, "Of the drawn parameters");
   init->callback([arguments] { init_model(*arguments); });
 }
@@ -147,7 +148,8 @@ void add_convert(CLI::App& app) {
   convert->add_option("output", arguments->output, "The checkpoint folder to write")->required();
   convert->add_option("--variant", arguments->variant, "gated | sparse | gsa");
   convert->add_option("--preset", arguments->preset, "paper | recommended");
-  convert->add_option("--set", arguments->assignments, "Override a field, e.g. budget.k_base=512");
+  convert->add_option("--set", arguments->assignments, "Override a field, e.g. budget.k_base=512")
+      ->allow_extra_args(false);
   convert->add_option("--seed", arguments->seed, "Of the indexer's parameters");
   convert->callback([arguments] { convert_model(*arguments); });
 }

@@ -197,6 +197,16 @@ class TrainingTest(unittest.TestCase):
         done = self.train(second)
         self.assertEqual(done.returncode, 0, done.stderr)
 
+    def test_a_dense_model_gets_gates_and_an_indexer(self):
+        dense = dict(MODEL, gsa=dict(gates=dict(value_gate=False, output_gate=False), indexer=None))
+        first = self.finished("plain", model=dense, stages=STAGES[:1])
+        second = self.folder("converted", checkpoint=str(first / "out" / "final"), model=dict(gsa=MODEL["gsa"]), stages=STAGES[1:])
+        done = self.train(second)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        config = json.loads((second / "out" / "final" / "config.json").read_text())
+        self.assertTrue(config["gsa"]["gates"]["identity"])
+        self.assertEqual(config["gsa"]["indexer"]["index_dim"], 16)
+
 
 if __name__ == "__main__":
     sys.exit(unittest.main(verbosity=2))

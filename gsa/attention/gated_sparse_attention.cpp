@@ -125,7 +125,8 @@ at::Tensor GatedSparseAttention::attend_selected(const at::Tensor& query, const 
                                                  const AttentionContext& context) {
   const int64_t queries = query.size(1), offset = key.size(1) - queries;
   // Selections take K numbers a query: a long prefill goes through them a chunk at a time.
-  const int64_t tile = indexer ? indexer->config.query_tile : 1;
+  // Shared rows are for prefill: a lone query has its own.
+  const int64_t tile = indexer && queries >= indexer->config.query_tile ? indexer->config.query_tile : 1;
   const int64_t chunk = (std::max(context.query_chunk, tile) + tile - 1) / tile * tile;
   const bool trains = query.requires_grad() || key.requires_grad() || value.requires_grad();
   const bool whole = trains || context.trace != nullptr || queries <= chunk;
@@ -136,7 +137,7 @@ at::Tensor GatedSparseAttention::attend_selected(const at::Tensor& query, const 
     const auto seen = [&](const at::Tensor& x) { return x.defined() ? x.slice(1, 0, offset + end) : x; };
     const at::Tensor part_query = new_tokens(query), part_key = seen(key);
     const IndexVectors part_index{new_tokens(index.query), seen(index.key), new_tokens(index.head_weight)};
-    const Choice choice = choose(part_query, part_key, part_index, context);
+    const Choice choice = choose(part_query, part_key, part_index, tile, context);
     auto [out, lse] =
         sparse_attention(part_query, part_key, seen(value), choice.indices, choice.counts, choice.query_tile);
     parts.push_back(out);
@@ -152,12 +153,12 @@ at::Tensor GatedSparseAttention::attend_selected(const at::Tensor& query, const 
 }
 
 GatedSparseAttention::Choice GatedSparseAttention::choose(const at::Tensor& query, const at::Tensor& key,
-                                                          const IndexVectors& index,
+                                                          const IndexVectors& index, int64_t query_tile,
                                                           const AttentionContext& context) {
   const at::NoGradGuard no_gradient;
   const bool control = context.selection.policy != SelectionPolicy::indexer;
   Choice choice;
-  if (!control || !context.selection.k) choice = choose_by_index(index, control, context);
+  if (!control || !context.selection.k) choice = choose_by_index(index, control ? 1 : query_tile, context);
   if (!control) return choice;
   const bool own_k = context.selection.k.has_value();
   const at::Tensor budget_of_query =
@@ -169,11 +170,10 @@ GatedSparseAttention::Choice GatedSparseAttention::choose(const at::Tensor& quer
 }
 
 GatedSparseAttention::Choice GatedSparseAttention::choose_by_index(const IndexVectors& index,
-                                                                   bool counts_only,
+                                                                   int64_t query_tile,
                                                                    const AttentionContext& context) {
   IndexSelectOptions options = select_options(indexer->config, config.budget, index.key.size(1));
-  // Shared rows are for prefill; a lone query, and a control's budget, is per query.
-  if (counts_only || index.query.size(1) < options.query_tile) options.query_tile = 1;
+  options.query_tile = query_tile;
   std::optional<at::Tensor> running_mean;
   if (options.budget != "fixed") {
     running_mean = budget.running_mean;

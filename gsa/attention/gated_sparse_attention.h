@@ -92,9 +92,10 @@ struct GatedSparseAttention {
                             const AttentionContext& context) const;
   at::Tensor attend_selected(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                              const IndexVectors& index, const AttentionContext& context);
-  Choice choose(const at::Tensor& query, const at::Tensor& key, const IndexVectors& index,
+  /// Rows of `query_tile` queries for the indexer's own selection; controls select per query.
+  Choice choose(const at::Tensor& query, const at::Tensor& key, const IndexVectors& index, int64_t query_tile,
                 const AttentionContext& context);
-  Choice choose_by_index(const IndexVectors& index, bool counts_only, const AttentionContext& context);
+  Choice choose_by_index(const IndexVectors& index, int64_t query_tile, const AttentionContext& context);
 };
 
 }  // namespace gsa

@@ -76,12 +76,19 @@ TEST(Decoder, ControlSelectionsEqualThePrefillToo) {
 }
 
 TEST(Decoder, LongPrefillInChunksOfQueriesIsTheSame) {
-  Decoder model = tiny_model(tiny_config("gsa", "inverse"), at::kDouble);
-  const at::Tensor tokens = random_tokens(model.config(), 1, 50, 7);
-  ForwardOptions chunked;
-  chunked.query_chunk = 16;
-  model.train_only([](const std::string&) { return false; });
-  EXPECT_LT(largest_difference(hidden_of(model, tokens), hidden_of(model, tokens, chunked)), 1e-12);
+  for (const int64_t tile : {1, 4}) {
+    DecoderConfig config = tiny_config("gsa", "inverse");
+    config.gsa.indexer->query_tile = tile;
+    Decoder model = tiny_model(config, at::kDouble);
+    const at::Tensor tokens = random_tokens(config, 1, 50, 7);
+    const at::Tensor whole = hidden_of(model, tokens);
+    model.train_only([](const std::string&) { return false; });
+    for (const int64_t chunk : {1, 14, 16}) {
+      ForwardOptions chunked;
+      chunked.query_chunk = chunk;
+      EXPECT_LT(largest_difference(whole, hidden_of(model, tokens, chunked)), 1e-12) << tile << " " << chunk;
+    }
+  }
 }
 
 TEST(Decoder, EnoughKeysEqualDenseAttention) {

@@ -82,6 +82,16 @@ TEST_F(RunConfigTest, MistakesAreNamed) {
             std::string::npos);
 }
 
+TEST(RunFiles, EachOneIsValid) {
+  int64_t files = 0;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::filesystem::path(GSA_SOURCE_DIR) / "configs" / "runs")) {
+    EXPECT_NO_THROW(load_run_config(entry.path(), {})) << entry.path();
+    ++files;
+  }
+  EXPECT_GE(files, 4);
+}
+
 TEST_F(RunConfigTest, DenseInDisguise) {
   GsaConfig gsa;
   gsa.budget = {.rule = "fixed", .k_base = 64, .k_min = 16, .k_max = 128};

@@ -176,6 +176,13 @@ class TrainingTest(unittest.TestCase):
             self.assertEqual(done.returncode, 2, arguments)
             self.assertIn(expected, done.stderr)
             self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        manifest = self.root / "tokens" / "manifest.json"
+        text = manifest.read_text()
+        manifest.write_text(text.replace('"hash": "sha256:', '"hash": "sha256:0', 2).replace('"hash": "sha256:0', '"hash": "sha256:', 1))
+        done = self.train(folder, "--resume")
+        manifest.write_text(text)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("the data folders do not hold what", done.stderr)
         for file in ("trainer.json", "optimizer.safetensors", "model.safetensors", "run.json"):
             saved = (folder / "out" / "final" / file).read_bytes()
             (folder / "out" / "final" / file).unlink()

@@ -20,6 +20,13 @@ using torch::autograd::variable_list;
 
 constexpr const char* kOp = "chunked_cross_entropy";
 
+/// Rows of a chunk: on a CPU the logits stay in its caches, on a GPU the chunk fills it; never so few that
+/// reading the weights for every chunk would cost more than the products.
+int64_t rows_that_suit(const at::Device& device, int64_t vocabulary) {
+  const int64_t elements = device.is_cpu() ? int64_t{1} << 22 : int64_t{1} << 27;
+  return std::max<int64_t>(256, elements / std::max<int64_t>(1, vocabulary));
+}
+
 struct Pass {
   at::Tensor loss, hidden_gradient, weight_gradient;
 };
@@ -81,7 +88,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 
 at::Tensor chunked_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                  const at::Tensor& targets, std::optional<at::ScalarType> product_dtype,
-                                 int64_t chunk_elements) {
+                                 int64_t chunk_rows) {
   check_shape(kOp, "hidden", hidden, {kAny, kAny}, "[N,D]");
   check_floating(kOp, "hidden", hidden);
   check_shape(kOp, "weight", weight, {kAny, hidden.size(1)}, "[V,D]");
@@ -89,7 +96,7 @@ at::Tensor chunked_cross_entropy(const at::Tensor& hidden, const at::Tensor& wei
   check_same_device(kOp, "weight", weight, "hidden", hidden);
   check_shape(kOp, "targets", targets, {hidden.size(0)}, "[N]");
   check_dtype(kOp, "targets", targets, at::kLong);
-  const int64_t rows = std::max<int64_t>(1, chunk_elements / std::max<int64_t>(1, weight.size(0)));
+  const int64_t rows = chunk_rows > 0 ? chunk_rows : rows_that_suit(hidden.device(), weight.size(0));
   const bool gradients = c10::GradMode::is_enabled() && (hidden.requires_grad() || weight.requires_grad());
   return CrossEntropy::apply(hidden, weight, targets, product_dtype.value_or(hidden.scalar_type()), rows,
                              gradients);

@@ -5,6 +5,7 @@
 #include "gsa/base/config.h"
 #include "gsa/base/error.h"
 #include "gsa/models/checkpoint.h"
+#include "gsa/text/sha256.h"
 #include "gsa/text/token_shards.h"
 #include "gsa/text/tokenizer.h"
 #include "gsa/train/progress.h"
@@ -21,7 +22,8 @@ std::string tokenizer_of(const RunConfig& config) {
 
 }  // namespace
 
-void check_data(RunConfig& config) {
+std::string check_data(RunConfig& config) {
+  std::string contents;
   const std::string expected = tokenizer_of(config);
   for (const auto& source : config.data.sources) {
     const TokenShards shards(source.path, source.split);
@@ -34,7 +36,9 @@ void check_data(RunConfig& config) {
            " tokens, model.vocab_size is ", config.model.vocab_size);
     }
     config.model.tokenizer_hash = shards.tokenizer_hash();
+    contents += shards.manifest().at("splits").at(source.split).dump() + "\n";
   }
+  return "sha256:" + sha256_hex(contents);
 }
 
 Decoder starting_model(const RunConfig& config, at::Device device) {

@@ -4,6 +4,7 @@
 #include <c10/core/Device.h>
 
 #include <filesystem>
+#include <string>
 
 #include "gsa/models/decoder.h"
 #include "gsa/train/run_config.h"
@@ -12,7 +13,8 @@ namespace gsa {
 
 /// Checks the data folders against the model: one tokenizer, the one the model was trained with, and a
 /// vocabulary that fits. Writes the tokenizer's hash into config.model. Throws Error.
-void check_data(RunConfig& config);
+/// Returns a hash of what the data folders hold, by which a resumed run knows them again.
+std::string check_data(RunConfig& config);
 
 /// Random weights, or the configured checkpoint with what the run adds to it: a dense model gets gates
 /// (identity) and a fresh indexer where config.model.gsa has them; a model that has them gets the run's

@@ -110,7 +110,7 @@ Run::Run(const RunConfig& config, bool resume, const TrainingEvents& events)
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   }
-  check_data(config_);
+  const std::string data_hash = check_data(config_);
   const auto latest = checkpoints_.latest();
   if (latest && !resume)
     fail(config_.output, ": holds a run already (", latest->string(),
@@ -118,12 +118,17 @@ Run::Run(const RunConfig& config, bool resume, const TrainingEvents& events)
   if (latest) {
     check_same_run(*latest, config_);
     state_ = read_trainer_state(*latest);
+    if (state_.data_hash != data_hash) {
+      fail("resume: the data folders do not hold what ", latest->string(),
+           " was trained on; restore them, or ", "start anew in another output folder");
+    }
     model_.emplace(load_for_training(*latest, device_));
     resumed_from_ = latest;
     saved_step_ = state_.step;
     events_.notice("resuming from " + latest->string());
   } else {
     model_.emplace(starting_model(config_, device_));
+    state_.data_hash = data_hash;
   }
   metrics_ = std::make_unique<MetricsLog>(config_.output, state_.step);
 }
@@ -205,7 +210,7 @@ std::string Run::last_checkpoint() const {
 
 void Run::report(const StepLosses& losses, double model_norm, double indexer_norm, double seconds) {
   state_.loss_spikes.add(losses.loss);
-  state_.gradient_spikes.add(std::max(model_norm, indexer_norm));
+  state_.gradient_spikes.add(stage_->model_parameters.empty() ? indexer_norm : model_norm);
   const double per_token = seconds / static_cast<double>(stage_->stage.tokens_per_step());
   stage_->seconds_per_token =
       stage_->seconds_per_token == 0.0 ? per_token : 0.9 * stage_->seconds_per_token + 0.1 * per_token;

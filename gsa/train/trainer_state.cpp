@@ -33,6 +33,7 @@ void write_training_checkpoint(const std::filesystem::path& folder, Decoder& mod
                                        {"stage_step", state.stage_step},
                                        {"tokens", state.tokens},
                                        {"data", state.data},
+                                       {"data_hash", state.data_hash},
                                        {"loss_spikes", state.loss_spikes.state()},
                                        {"gradient_spikes", state.gradient_spikes.state()}});
 }
@@ -48,6 +49,7 @@ TrainerState read_trainer_state(const std::filesystem::path& folder) {
     state.stage_step = json.at("stage_step");
     state.tokens = json.at("tokens");
     state.data = json.at("data");
+    state.data_hash = json.at("data_hash");
     state.loss_spikes.set_state(json.at("loss_spikes"));
     state.gradient_spikes.set_state(json.at("gradient_spikes"));
     return state;

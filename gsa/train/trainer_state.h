@@ -19,7 +19,8 @@ struct TrainerState {
   int64_t stage = 0;
   int64_t stage_step = 0;
   int64_t tokens = 0;
-  Json data;  // TokenBatches::state() of the stage
+  Json data;              // TokenBatches::state() of the stage
+  std::string data_hash;  // of the data folders' contents (check_data)
   SpikeScore loss_spikes, gradient_spikes;
 };
 

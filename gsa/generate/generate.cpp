@@ -46,7 +46,9 @@ at::Tensor next_logits(Decoder& model, const std::vector<int64_t>& tokens, const
 }
 
 bool ends_text(const Decoder& model, const Tokenizer& tokenizer, int32_t token) {
-  return model.config().eos_token_id == token || tokenizer.end_of_text() == token;
+  const auto& others = model.config().other_eos_token_ids;
+  return model.config().eos_token_id == token || tokenizer.end_of_text() == token ||
+         std::find(others.begin(), others.end(), token) != others.end();
 }
 
 /// Decoded text on its way out: whole characters, then the stop strings.

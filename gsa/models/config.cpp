@@ -62,13 +62,21 @@ void expect(const Json& json, const std::string& source, const char* key, const 
   }
 }
 
-// Llama 3 lists several end tokens; the first one is the model's own.
 void read_token_id(const Json& json, const char* key, std::optional<int64_t>& id) {
-  const auto found = json.find(key);
-  if (found == json.end()) return;
-  if (found->is_number_integer()) id = found->get<int64_t>();
-  if (found->is_array() && !found->empty() && found->front().is_number_integer())
-    id = found->front().get<int64_t>();
+  if (const auto found = json.find(key); found != json.end() && found->is_number_integer())
+    id = found->get<int64_t>();
+}
+
+// One token, or a list of them.
+void read_end_tokens(const Json& json, DecoderConfig& config, const std::string& source) {
+  const auto found = json.find("eos_token_id");
+  if (found == json.end() || !found->is_array())
+    return read_token_id(json, "eos_token_id", config.eos_token_id);
+  std::vector<int64_t> ids;
+  detail::value_from_json(*found, ids, source + ": eos_token_id");
+  if (ids.empty()) return;
+  config.eos_token_id = ids.front();
+  config.other_eos_token_ids.assign(ids.begin() + 1, ids.end());
 }
 
 }  // namespace
@@ -140,7 +148,7 @@ DecoderConfig decoder_config_from_hf(const Json& json, const std::string& source
   config_from_json(known, config, source);
   read_rope(json, config, source);
   read_token_id(json, "bos_token_id", config.bos_token_id);
-  read_token_id(json, "eos_token_id", config.eos_token_id);
+  read_end_tokens(json, config, source);
   try {
     check_config(config);
   } catch (const Error& error) {
@@ -157,6 +165,11 @@ Json decoder_config_to_hf(const DecoderConfig& config, const std::string& dtype)
   resolved.head_dim = config.resolved_head_dim();
   const Json fields = config_to_json(resolved);
   for (const auto& [key, value] : fields.items()) json[key] = value;
+  json.erase("other_eos_token_ids");
+  if (config.eos_token_id && !config.other_eos_token_ids.empty()) {
+    json["eos_token_id"] = Json::array({*config.eos_token_id});
+    for (const int64_t id : config.other_eos_token_ids) json["eos_token_id"].push_back(id);
+  }
   json["hidden_act"] = "silu";
   json["torch_dtype"] = dtype;
   return json;

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "gsa/attention/config.h"
 #include "gsa/base/json.h"
@@ -46,7 +47,8 @@ struct DecoderConfig {
   double initializer_range = 0.02;
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> eos_token_id;
-  std::string tokenizer_hash;  // hash of the tokenizer.json it was trained with; empty: unknown
+  std::vector<int64_t> other_eos_token_ids;  // Llama 3 ends a turn and a text with different tokens
+  std::string tokenizer_hash;                // hash of the tokenizer.json it was trained with; empty: unknown
   GsaConfig gsa;
 
   template <class Visitor>
@@ -68,6 +70,7 @@ struct DecoderConfig {
     field("initializer_range", initializer_range);
     field("bos_token_id", bos_token_id);
     field("eos_token_id", eos_token_id);
+    field("other_eos_token_ids", other_eos_token_ids);
     field("tokenizer_hash", tokenizer_hash);
     field("gsa", gsa);
   }

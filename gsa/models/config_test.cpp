@@ -42,6 +42,7 @@ TEST(ModelConfig, ReadsLlama) {
   EXPECT_EQ(config.rope_scaling->factor, 32.0);
   EXPECT_EQ(config.rope_theta, 500000.0);
   EXPECT_EQ(*config.eos_token_id, 128001);
+  EXPECT_EQ(config.other_eos_token_ids, std::vector<int64_t>{128008});
   EXPECT_TRUE(config.tie_word_embeddings);
 }
 

@@ -20,6 +20,12 @@ std::string tokenizer_of(const RunConfig& config) {
   return std::filesystem::exists(file) ? Tokenizer::load(file).hash() : std::string();
 }
 
+/// Whether the run adds an indexer to a model whose gates are those it wants.
+bool adds_indexer(const GsaConfig& has, const GsaConfig& wanted) {
+  return !has.indexer && wanted.indexer && has.gates.value_gate == wanted.gates.value_gate &&
+         has.gates.output_gate == wanted.gates.output_gate;
+}
+
 }  // namespace
 
 std::string check_data(RunConfig& config) {
@@ -51,6 +57,8 @@ Decoder starting_model(const RunConfig& config, at::Device device) {
   const std::string has = variant_name(model.config().gsa), wanted = variant_name(config.model.gsa);
   if (has == "dense" && wanted != "dense")
     return convert_dense(std::move(model), config.model.gsa, config.seed);
+  if (adds_indexer(model.config().gsa, config.model.gsa))
+    return add_indexer(std::move(model), config.model.gsa, config.seed);
   if (has != wanted)
     fail("checkpoint: ", config.checkpoint, " is a '", has, "' model, the run's model.gsa describes '",
          wanted, "'");

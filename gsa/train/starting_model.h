@@ -17,8 +17,8 @@ namespace gsa {
 std::string check_data(RunConfig& config);
 
 /// Random weights, or the configured checkpoint with what the run adds to it: a dense model gets gates
-/// (identity) and a fresh indexer where config.model.gsa has them; a model that has them gets the run's
-/// budget and kept tokens. fp32 on `device`. Throws Error.
+/// (identity) and a fresh indexer where config.model.gsa has them; a gated model gets a fresh indexer; a
+/// model that has both gets the run's budget and kept tokens. fp32 on `device`. Throws Error.
 Decoder starting_model(const RunConfig& config, at::Device device);
 
 /// A checkpoint's model, fp32 on `device`, in memory of its own.

@@ -17,6 +17,7 @@ void add_commands(CLI::App& app) {
   add_convert(app);
   add_data(app);
   add_tokenizer(app);
+  add_bench(app);
   add_eval(app);
   add_train(app);
   add_generate(app);

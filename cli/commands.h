@@ -17,6 +17,7 @@ void add_model(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_data(CLI::App& app);
 void add_tokenizer(CLI::App& app);
+void add_bench(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_train(CLI::App& app);
 void add_generate(CLI::App& app);

@@ -1,0 +1,36 @@
+#pragma once
+// Attention with selection beside dense attention, in one process on the same inputs (`gsa bench attention`).
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "gsa/base/json.h"
+#include "gsa/testing/attention_inputs.h"
+#include "gsa/testing/timing.h"
+
+namespace gsa::testing {
+
+struct AttentionBenchOptions {
+  at::Device device = at::kCPU;
+  at::ScalarType dtype = at::kFloat;
+  std::vector<int64_t> lengths, batches;  // batches: of decode; prefill is measured with one sequence
+  std::vector<std::string> phases, activations;
+  AttentionShape shape;  // heads and dimensions; batch, queries and keys are set per measurement
+  int64_t k = 2048, keep_first = 4, keep_recent = 128;
+  bool text_overlap = true;      // else independent queries
+  Overlap overlap{2.3, 3.2};     // what text_overlap aims at
+  int64_t dense_limit = 262144;  // longer dense prefills are extrapolated by their quadratic law
+  int64_t reference_limit = 0;   // longest prefill of the reference
+  TimingOptions timing;
+};
+
+/// One row per measurement, as soon as it is there: name (dense, reference, exact, shared), phase (prefill,
+/// decode), activation, length, batch, ms_median, ms_min, ms_max, speedup_vs_dense, parts {selection,
+/// attention} in ms, tflops, gbytes_per_s, peak_memory_mib; and what else the row needs to be read rightly
+/// (backend, extrapolated, overlap).
+void bench_attention(const AttentionBenchOptions& options, const std::function<void(const Json&)>& report);
+
+}  // namespace gsa::testing

@@ -19,4 +19,11 @@ void check_sigmoid_gate(const at::Tensor& x, const at::Tensor& gate);
 std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward(const at::Tensor& grad, const at::Tensor& x,
                                                          const at::Tensor& gate);
 
+/// The op and its backward on every device without a kernel of its own: kernels fall back to them for dtypes
+/// they do not take.
+at::Tensor sigmoid_gate_reference(const at::Tensor& x, const at::Tensor& gate);
+std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward_reference(const at::Tensor& grad,
+                                                                   const at::Tensor& x,
+                                                                   const at::Tensor& gate);
+
 }  // namespace gsa

@@ -7,24 +7,22 @@
 #include "gsa/ops/sigmoid_gate/sigmoid_gate.h"
 
 namespace gsa {
-namespace {
 
-at::Tensor forward(const at::Tensor& x, const at::Tensor& gate) {
+at::Tensor sigmoid_gate_reference(const at::Tensor& x, const at::Tensor& gate) {
   check_sigmoid_gate(x, gate);
   return x * at::sigmoid(gate);
 }
 
-std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x,
-                                            const at::Tensor& gate) {
+std::tuple<at::Tensor, at::Tensor> sigmoid_gate_backward_reference(const at::Tensor& grad,
+                                                                   const at::Tensor& x,
+                                                                   const at::Tensor& gate) {
   const at::Tensor open = at::sigmoid(gate);
   return {grad * open, grad * x * open * (1 - open)};
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(gsa, CompositeExplicitAutograd, library) {
-  library.impl("sigmoid_gate", forward);
-  library.impl("sigmoid_gate_backward", backward);
+  library.impl("sigmoid_gate", sigmoid_gate_reference);
+  library.impl("sigmoid_gate_backward", sigmoid_gate_backward_reference);
 }
 
 }  // namespace gsa

@@ -4,6 +4,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <chrono>
@@ -81,6 +82,7 @@ Timing time_call(const at::Device& device, const TimingOptions& options, const s
 
 double peak_memory_mib(const at::Device& device, const std::function<void()>& call) {
   if (device.is_cpu()) {
+    malloc_trim(0);                                 // what earlier calls left behind would hide growth
     std::ofstream("/proc/self/clear_refs") << "5";  // resets the high-water mark
     const double before = status_mib("VmRSS:");
     call();

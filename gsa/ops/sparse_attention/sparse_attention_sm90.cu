@@ -1,0 +1,184 @@
+// Sparse attention forward on Hopper. A thread block attends 64 neighbouring queries with the heads of one
+// group. The keys that the tile visits, in blocks of 64, are its walk.
+//
+//   warpgroup 0     gathers: copies each block's 64 rows of K and of V, wherever they lie, into a ring of
+//                   stages (cp.async; an mbarrier tells when a stage is full)
+//   warpgroups 1, 2 attend: each holds two sets of 64 matrix rows (queries x heads) and goes along the same
+//                   stages: S = Q K^T, mask, online softmax in registers, O += P V. A set skips the blocks
+//                   that none of its queries wants.
+//
+// The walk is a built union of per-query rows with bit masks (query_tile 1, sparse_attention_walk.h) or the
+// shared row itself (query_tile 64), where only the future is masked.
+#include "gsa/ops/sparse_attention/sparse_attention_rows_sm90.cuh"
+
+namespace gsa::sparse_attention {
+namespace {
+
+constexpr int kThreads = 128 * (1 + kMaxWarpgroups);
+// Registers of a thread: 384 threads start with 168; the gather gives most of its share to the warpgroups
+// that hold O and S.
+constexpr int kGatherRegisters = 40, kAttendRegisters = 232;
+constexpr float kLog2e = 1.4426950408889634f;
+
+template <int E, bool kSharedRow>
+__device__ void attend(const Job& job, const Tile& tile, unsigned char* memory, uint64_t* full,
+                       uint64_t* empty) {
+  using Layout = Stages<E>;
+  // Uniform over the warp, which the compiler cannot see by itself.
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0) - 1;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, log2 = job.packing.padded_log2;
+  // A warpgroup has a second set where there are twice as many sets as warpgroups.
+  const int sets_here = job.packing.sets > job.packing.warpgroups ? 2 : 1;
+  RowSet<E> sets[2];
+  unsigned char* queries[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    const int set = warpgroup + k * job.packing.warpgroups;
+    queries[k] = memory + set * Layout::kTileBytes;
+    sets[k].index = tile.part * job.packing.sets + set;
+    sets[k].descriptor = descriptor_low<E>(cuda::shared_address(queries[k]));
+    if (k < sets_here) load_queries<E>(job, tile, sets[k].index, queries[k]);
+#pragma unroll
+    for (int i = 0; i < E / 2; ++i) sets[k].o[i] = 0;
+  }
+  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+
+  const Rows rows{(warp * 16 + lane / 4) >> log2, 8 >> log2, 64 >> log2,
+                  tile.first_query + job.p.keys - job.p.queries, job.p.scale * kLog2e};
+  Reader<E, kSharedRow> reader{
+      memory,      full,
+      empty,       job.walks.masks + int64_t(tile.row) * (job.walks.capacity / kBlockKeys) * kMaskWords,
+      tile.blocks, tile.keys};
+
+  // Each set has its own place in the walk. As long as the two are close they advance together, otherwise the
+  // one behind catches up; the distance stays below the number of stages, so the set behind never waits for a
+  // stage that it holds itself.
+  int at = reader.first_wanted(rows.queries_of(sets[0].index));
+  int other = sets_here == 2 ? reader.first_wanted(rows.queries_of(sets[1].index)) : tile.blocks;
+  reader.free_before(min(at, other));
+  while (min(at, other) < tile.blocks) {
+    const bool together = max(at, other) < min(tile.blocks, min(at, other) + Layout::kCount);
+    if (together) {
+      attend_blocks<E, kSharedRow, 2>(sets, {reader.open(at), reader.open(other)}, rows);
+    } else if (at < other) {
+      attend_blocks<E, kSharedRow, 1>(sets, {reader.open(at)}, rows);
+    } else {
+      attend_blocks<E, kSharedRow, 1>(sets + 1, {reader.open(other)}, rows);
+    }
+    const int done = together ? max(at, other) : min(at, other);
+    if (at <= done) at = reader.next_wanted(at, rows.first_of(sets[0].index), rows.last_of(sets[0].index));
+    if (other <= done)
+      other = reader.next_wanted(other, rows.first_of(sets[1].index), rows.last_of(sets[1].index));
+    reader.free_before(min(at, other));
+  }
+  reader.free_before(tile.blocks);
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    if (k < sets_here) store_rows(job, tile, sets[k], queries[k]);
+  }
+}
+
+template <int E, bool kSharedRow>
+__global__ void __launch_bounds__(kThreads, 1) attend_tiles(const __grid_constant__ Job job) {
+  using Layout = Stages<E>;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  uint64_t* full = reinterpret_cast<uint64_t*>(memory + Layout::kBarriers);
+  uint64_t* empty = full + Layout::kCount;
+  const Tile tile = locate<kSharedRow>(job);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Layout::kCount; ++i) {
+      cuda::mbarrier_init(&full[i], 128);
+      cuda::mbarrier_init(&empty[i], 4 * job.packing.warpgroups);
+    }
+    cuda::mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    cuda::release_registers<kGatherRegisters>();
+    gather<E, kSharedRow>(job, tile, memory, full, empty);
+  } else {
+    cuda::acquire_registers<kAttendRegisters>();
+    attend<E, kSharedRow>(job, tile, memory, full, empty);
+  }
+}
+
+template <int E, bool kSharedRow>
+cudaError_t launch_attend(const Job& job, cudaStream_t stream) {
+  const auto kernel = attend_tiles<E, kSharedRow>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Stages<E>::kBytes);
+  if (error != cudaSuccess) return error;
+  const int64_t grid = int64_t(job.tiles) * job.packing.parts * job.p.kv_heads;
+  kernel<<<static_cast<unsigned>(grid), 128 * (1 + job.packing.warpgroups), Stages<E>::kBytes, stream>>>(job);
+  return cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace gsa::sparse_attention
+
+namespace gsa {
+
+using namespace sparse_attention;
+
+namespace {
+
+Walks place_walks(const WalkWorkspace& w, void* workspace) {
+  unsigned char* base = static_cast<unsigned char*>(workspace);
+  return {reinterpret_cast<int32_t*>(base + w.keys),
+          reinterpret_cast<uint64_t*>(base + w.masks),
+          reinterpret_cast<int32_t*>(base + w.blocks),
+          reinterpret_cast<int32_t*>(base + w.redo),
+          reinterpret_cast<int32_t*>(base + w.scratch_keys),
+          reinterpret_cast<uint64_t*>(base + w.scratch_masks),
+          w.capacity,
+          w.builders};
+}
+
+// Every tile walks its own row: no walks to build, and one launch.
+cudaError_t attend_shared_rows(Job& job, void* workspace, cudaStream_t stream) {
+  job.walks.redo = static_cast<int32_t*>(workspace);
+  const cudaError_t error = cudaMemsetAsync(workspace, 0, size_t(job.tiles) * sizeof(int32_t), stream);
+  if (error != cudaSuccess) return error;
+  return job.p.dim == 64 ? launch_attend<64, true>(job, stream) : launch_attend<128, true>(job, stream);
+}
+
+cudaError_t attend_walks(Job& job, void* workspace, cudaStream_t stream) {
+  const int tiles = job.tiles;
+  const WalkWorkspace w = walk_workspace(tiles, job.p.keys, job.p.capacity);
+  job.walks = place_walks(w, workspace);
+  for (int first = 0; first < tiles; first += w.chunk_tiles) {
+    job.first_tile = first;
+    job.tiles = min(w.chunk_tiles, tiles - first);
+    cudaError_t error = launch_build_walks(job.p, job.walks, first, job.tiles, stream);
+    if (error == cudaSuccess)
+      error =
+          job.p.dim == 64 ? launch_attend<64, false>(job, stream) : launch_attend<128, false>(job, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+size_t sparse_attention_forward_workspace_sm90(const SparseAttentionParams& p) {
+  const int64_t tiles = int64_t(p.batch) * tiles_of(p.queries);
+  return p.query_tile == 1 ? walk_workspace(tiles, p.keys, p.capacity).bytes
+                           : size_t(tiles) * sizeof(int32_t);
+}
+
+cudaError_t launch_sparse_attention_forward_sm90(const SparseAttentionParams& p, void* workspace,
+                                                 cudaStream_t stream) {
+  const bool served = p.type == AttentionType::kBfloat16 && (p.dim == 64 || p.dim == 128) &&
+                      p.heads <= 16 * p.kv_heads && p.scale > 0 &&
+                      (p.query_tile == 1 || p.query_tile == kTileQueries);
+  if (!served) return cudaErrorNotSupported;
+  const int tiles = p.batch * tiles_of(p.queries);
+  if (tiles == 0) return cudaSuccess;
+  Job job{p, {}, pack_group(p.heads, p.kv_heads), 0, tiles};
+  const cudaError_t error =
+      p.query_tile == 1 ? attend_walks(job, workspace, stream) : attend_shared_rows(job, workspace, stream);
+  if (error != cudaSuccess) return error;
+  return launch_sparse_attention_forward_generic(p, job.walks.redo, stream);
+}
+
+}  // namespace gsa

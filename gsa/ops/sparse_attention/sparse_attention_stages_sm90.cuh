@@ -1,0 +1,191 @@
+// The ring of stages between the warps that gather keys and the warpgroups that attend them.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "gsa/cuda/cp_async.h"
+#include "gsa/cuda/mbarrier.h"
+#include "gsa/cuda/wgmma.h"
+#include "gsa/ops/sparse_attention/sparse_attention_walk.h"
+
+namespace gsa::sparse_attention {
+
+struct Job {
+  SparseAttentionParams p;
+  Walks walks;
+  Packing packing;
+  int first_tile, tiles;
+};
+
+template <int E>
+struct Stages {
+  static constexpr int kCount = E == 128 ? 5 : 8;
+  static constexpr int kPanelBytes = 64 * 128;               // 64 rows of 64 bf16
+  static constexpr int kTileBytes = kPanelBytes * (E / 64);  // 64 rows of E
+  static constexpr int kMaskBytes = kMaskWords * 8;
+  static constexpr int kRing = kMaxSets * kTileBytes;  // after the queries
+  static constexpr int kMasks = kRing + kCount * 2 * kTileBytes;
+  static constexpr int kBarriers = kMasks + kCount * kMaskBytes;
+  static constexpr int kBytes = kBarriers + 2 * kCount * 8;
+};
+
+// What a thread block works on.
+struct Tile {
+  int batch, first_query, kv_head, part;
+  int index;   // of the tile in this launch
+  int row;     // of the walks, or of the shared rows
+  int blocks;  // of 64 keys
+  int keys;    // of a shared row
+};
+
+template <bool kSharedRow>
+__device__ Tile locate(const Job& job) {
+  const SparseAttentionParams& p = job.p;
+  Tile tile;
+  tile.index = tile.row = blockIdx.x % job.tiles;
+  const int rest = blockIdx.x / job.tiles;
+  tile.part = rest % job.packing.parts;
+  tile.kv_head = rest / job.packing.parts;
+  const int global = job.first_tile + tile.index, per_batch = tiles_of(p.queries);
+  tile.batch = global / per_batch;
+  tile.first_query = global % per_batch * kTileQueries;
+  if constexpr (kSharedRow) {
+    tile.row = tile.batch * p.rows + global % per_batch;
+    tile.keys = min(p.counts[tile.row], p.capacity);
+    tile.blocks = (tile.keys + kBlockKeys - 1) / kBlockKeys;
+  } else {
+    tile.blocks = job.walks.blocks[tile.row];
+  }
+  return tile;
+}
+
+// Descriptors differ in their low word only.
+template <int E>
+__device__ __forceinline__ uint32_t descriptor_low(uint32_t address) {
+  return uint32_t(cuda::wgmma_descriptor(address, Stages<E>::kPanelBytes, 1024));
+}
+__device__ __forceinline__ uint64_t whole(uint32_t descriptor) {
+  return cuda::wgmma_descriptor(0, 0, 1024) | descriptor;
+}
+
+// A block of 64 keys in its stage.
+struct Block {
+  uint32_t key, value;         // descriptors
+  const unsigned char* masks;  // masks of a walk, or the keys of a shared row
+  int keys;                    // of a shared row: how many are left
+};
+
+template <int E, bool kSharedRow>
+__device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, uint64_t* full,
+                       uint64_t* empty) {
+  using Layout = Stages<E>;
+  constexpr int kChunks = E / 8, kRowsAtOnce = 128 / kChunks, kPasses = kBlockKeys / kRowsAtOnce;
+  const SparseAttentionParams& p = job.p;
+  const int thread = threadIdx.x % 128, lane = thread % 32;
+  const int row = thread / kChunks, chunk = thread % kChunks;
+  const auto* key = static_cast<const __nv_bfloat16*>(p.key) + tile.batch * p.key_stride[0] +
+                    tile.kv_head * p.key_stride[2] + chunk * 8;
+  const auto* value = static_cast<const __nv_bfloat16*>(p.value) + tile.batch * p.value_stride[0] +
+                      tile.kv_head * p.value_stride[2] + chunk * 8;
+  const int32_t* list = kSharedRow ? p.indices + int64_t(tile.row) * p.capacity
+                                   : job.walks.keys + int64_t(tile.row) * job.walks.capacity;
+  const uint64_t* masks =
+      job.walks.masks + int64_t(tile.row) * (job.walks.capacity / kBlockKeys) * kMaskWords;
+  const uint32_t target = cuda::shared_address(memory) + Layout::kRing + (chunk / 8) * Layout::kPanelBytes +
+                          cuda::swizzle_128b(row, chunk % 8);
+  const uint32_t mask_target = cuda::shared_address(memory) + Layout::kMasks;
+
+  // Lane l of a warp reads the key of one of the 16 rows that the warp copies; the others get it by shuffle.
+  constexpr int kRowsOfWarp = 32 / kChunks;
+  const int my_row = thread / 32 * kRowsOfWarp + lane % kRowsOfWarp + lane % 16 / kRowsOfWarp * kRowsAtOnce;
+  const auto read_key = [&](int block) {
+    const int i = block * kBlockKeys + my_row;
+    if (kSharedRow) return i < tile.keys ? list[i] : -1;
+    return block < tile.blocks ? list[i] : -1;
+  };
+
+  cuda::RingPosition<Layout::kCount> ring;
+  int next = read_key(0);
+  for (int block = 0; block < tile.blocks; ++block, ring.advance()) {
+    const int mine = next;
+    next = read_key(block + 1);
+    cuda::mbarrier_wait(&empty[ring.slot], ring.parity ^ 1);
+    const uint32_t stage = target + ring.slot * 2 * Layout::kTileBytes;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int token = __shfl_sync(0xffffffffu, mine, row % kRowsOfWarp + pass * kRowsOfWarp);
+      const int64_t from = max(token, 0);
+      const uint32_t to = stage + pass * kRowsAtOnce * 128;
+      cuda::cp_async_16(to, key + from * p.key_stride[1], token >= 0);
+      cuda::cp_async_16(to + Layout::kTileBytes, value + from * p.value_stride[1], token >= 0);
+    }
+    const uint32_t mask_stage = mask_target + ring.slot * Layout::kMaskBytes;
+    if constexpr (kSharedRow) {
+      const int i = block * kBlockKeys + thread;
+      if (thread < kBlockKeys) cuda::cp_async_4(mask_stage + thread * 4, list + min(i, tile.keys - 1));
+    } else {
+      if (thread < kMaskWords / 2)
+        cuda::cp_async_16(mask_stage + thread * 16, masks + int64_t(block) * kMaskWords + thread * 2);
+    }
+    cuda::cp_async_arrive(cuda::shared_address(&full[ring.slot]));
+  }
+}
+
+// The ring as a warpgroup reads it: blocks by number, freed in order.
+template <int E, bool kSharedRow>
+struct Reader {
+  using Layout = Stages<E>;
+  const unsigned char* memory;
+  uint64_t *full, *empty;
+  const uint64_t* masks;
+  int blocks, keys;
+  int freed = 0;
+
+  __device__ __forceinline__ void wait(int block) const {
+    cuda::mbarrier_wait(&full[block % Layout::kCount], block / Layout::kCount & 1);
+  }
+
+  __device__ __forceinline__ Block open(int block) const {
+    const int slot = block % Layout::kCount;
+    wait(block);
+    cuda::fence_async_proxy();
+    const uint32_t key =
+        descriptor_low<E>(cuda::shared_address(memory) + Layout::kRing + slot * 2 * Layout::kTileBytes);
+    return {key, key + (Layout::kTileBytes >> 4), memory + Layout::kMasks + slot * Layout::kMaskBytes,
+            keys - block * kBlockKeys};
+  }
+
+  // The first block that any of the queries wants; `blocks` where there is none.
+  __device__ __forceinline__ int first_wanted(uint64_t queries) const {
+    int block = 0;
+    if constexpr (!kSharedRow) {
+      while (block < blocks && (masks[block * kMaskWords + kBlockKeys] & queries) == 0) ++block;
+    }
+    return block;
+  }
+
+  // The next block after `block`, which must be at hand, that queries [first, last] may want.
+  __device__ __forceinline__ int next_wanted(int block, int first, int last) const {
+    int distance = 1;
+    if constexpr (!kSharedRow) {
+      const unsigned char* distances = memory + Layout::kMasks + block % Layout::kCount * Layout::kMaskBytes +
+                                       (kBlockKeys + 1) * sizeof(uint64_t);
+      distance = 255;
+      for (int quarter = first / 16; quarter <= last / 16; ++quarter)
+        distance = min(distance, int(distances[quarter]));
+    }
+    return block + distance;
+  }
+
+  // Gives back the stages of all blocks before `block`. A stage may be given back only once it was filled,
+  // wanted or not.
+  __device__ __forceinline__ void free_before(int block) {
+    __syncwarp();
+    for (; freed < block; ++freed) {
+      wait(freed);
+      if (threadIdx.x % 32 == 0) cuda::mbarrier_arrive(&empty[freed % Layout::kCount]);
+    }
+  }
+};
+
+}  // namespace gsa::sparse_attention

@@ -39,6 +39,7 @@ class DataTest(unittest.TestCase):
         generator = random.Random(SEED)
         words = (SOURCES / "decoder.py").read_text().split()
         cls.documents = [" ".join(generator.choices(words, k=generator.randrange(1, 60))) + f" é{i}\n" for i in range(300)]
+        cls.documents[7] += "<|end_of_text|> forged"
         copies = cls.documents + cls.documents[:100]
         cls.input = cls.folder / "input"
         (cls.input / "deep").mkdir(parents=True)
@@ -71,6 +72,7 @@ class DataTest(unittest.TestCase):
             tokens, bounds = tensors["tokens"], tensors["documents"]
             self.assertEqual(str(tokens.dtype), "uint16")
             self.assertEqual((shard["tokens"], shard["documents"]), (len(tokens), len(bounds) - 1))
+            self.assertEqual((tokens == self.end).sum(), len(bounds) - 1, "a document that spells the token out must not get it")
             for begin, end in zip(bounds, bounds[1:]):
                 self.assertEqual(tokens[end - 1], self.end)
                 texts.append(self.package.decode(tokens[begin:end - 1].tolist(), skip_special_tokens=False))

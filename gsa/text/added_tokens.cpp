@@ -131,7 +131,7 @@ std::pair<int32_t, size_t> AddedTokenFinder::longest_at(std::string_view text, s
   return best;
 }
 
-void AddedTokenFinder::split(std::string_view text, std::vector<TextPiece>& pieces) const {
+void AddedTokenFinder::split(std::string_view text, bool special, std::vector<TextPiece>& pieces) const {
   size_t done = 0;
   for (size_t at = 0; at < text.size() && !tokens_.empty();) {
     const auto [index, length] = longest_at(text, at);
@@ -143,6 +143,7 @@ void AddedTokenFinder::split(std::string_view text, std::vector<TextPiece>& piec
     size_t begin = at;
     size_t end = at + length;
     at = end;
+    if (token.special && !special) continue;
     if (token.single_word && !stands_alone(text, begin, end)) continue;
     if (token.strip_left) begin = std::max(white_space_before(text, begin), done);
     if (token.strip_right) end = white_space_after(text, end);

@@ -40,8 +40,9 @@ class AddedTokenFinder {
   /// Looks for those tokens whose `normalized` is as given, in the spelling that the normalizer gives them.
   AddedTokenFinder(const std::vector<AddedToken>& tokens, bool normalized, const Normalizer& normalizer);
 
-  /// Cuts a text into added tokens and the text between them.
-  void split(std::string_view text, std::vector<TextPiece>& pieces) const;
+  /// Cuts a text into added tokens and the text between them. Without `special`, special tokens count as
+  /// text.
+  void split(std::string_view text, bool special, std::vector<TextPiece>& pieces) const;
 
  private:
   struct Node {

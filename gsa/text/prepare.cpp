@@ -40,7 +40,7 @@ std::vector<EncodedDocument> encode_batch(const Tokenizer& tokenizer, const std:
   std::vector<EncodedDocument> encoded;
   for (const auto& document : documents) {
     auto& result = encoded.emplace_back();
-    result.tokens = tokenizer.encode(document.text);
+    result.tokens = tokenizer.encode_ordinary(document.text);
     if (separator) result.tokens.push_back(*separator);
     result.file = document.file;
     result.bytes = document.text.size();

@@ -112,9 +112,10 @@ struct Tokenizer::Parts {
       model.encode(words_of.substr(word.begin, word.size()), scratch.bpe, out);
   }
 
-  void encode_normalized(std::string_view text, Scratch& scratch, std::vector<int32_t>& out) const {
+  void encode_normalized(std::string_view text, bool special, Scratch& scratch,
+                         std::vector<int32_t>& out) const {
     scratch.pieces.clear();
-    finder.split(text, scratch.pieces);
+    finder.split(text, special, scratch.pieces);
     for (const auto& piece : scratch.pieces) {
       if (piece.id >= 0) {
         out.push_back(piece.id);
@@ -122,6 +123,28 @@ struct Tokenizer::Parts {
         encode_text(text.substr(piece.span.begin, piece.span.size()), scratch, out);
       }
     }
+  }
+
+  /// `special`: whether special tokens spelled out in the text count as such.
+  std::vector<int32_t> encode(std::string_view text, bool special) const {
+    if (const auto invalid = find_invalid_utf8(text)) fail("text: not valid UTF-8 at byte ", *invalid);
+    auto scratch = borrow();
+    std::vector<int32_t> out;
+    out.reserve(text.size() / 3 + 8);
+    scratch->raw.clear();
+    raw_finder.split(text, special, scratch->raw);
+    for (const auto& piece : scratch->raw) {
+      const std::string_view content = text.substr(piece.span.begin, piece.span.size());
+      if (piece.id >= 0) {
+        out.push_back(piece.id);
+      } else if (normalizer.identity()) {
+        encode_normalized(content, special, *scratch, out);
+      } else {
+        encode_normalized(normalizer.apply(content), special, *scratch, out);
+      }
+    }
+    give_back(std::move(scratch));
+    return out;
   }
 
   std::unique_ptr<Scratch> borrow() const {
@@ -171,26 +194,16 @@ Tokenizer Tokenizer::load(const fs::path& path) {
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) const {
-  if (const auto invalid = find_invalid_utf8(text)) fail("text: not valid UTF-8 at byte ", *invalid);
-  auto scratch = parts_->borrow();
-  std::vector<int32_t> ids;
-  ids.reserve(text.size() / 3 + 8);
-  if (add_special) ids = parts_->wrapping.before;
-  scratch->raw.clear();
-  parts_->raw_finder.split(text, scratch->raw);
-  for (const auto& piece : scratch->raw) {
-    const std::string_view content = text.substr(piece.span.begin, piece.span.size());
-    if (piece.id >= 0) {
-      ids.push_back(piece.id);
-    } else if (parts_->normalizer.identity()) {
-      parts_->encode_normalized(content, *scratch, ids);
-    } else {
-      parts_->encode_normalized(parts_->normalizer.apply(content), *scratch, ids);
-    }
-  }
-  parts_->give_back(std::move(scratch));
-  if (add_special) ids.insert(ids.end(), parts_->wrapping.after.begin(), parts_->wrapping.after.end());
+  if (!add_special) return parts_->encode(text, /*special=*/true);
+  std::vector<int32_t> ids = parts_->wrapping.before;
+  const auto inner = parts_->encode(text, /*special=*/true);
+  ids.insert(ids.end(), inner.begin(), inner.end());
+  ids.insert(ids.end(), parts_->wrapping.after.begin(), parts_->wrapping.after.end());
   return ids;
+}
+
+std::vector<int32_t> Tokenizer::encode_ordinary(std::string_view text) const {
+  return parts_->encode(text, /*special=*/false);
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {

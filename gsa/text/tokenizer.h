@@ -24,6 +24,10 @@ class Tokenizer {
   /// post-processor says (Llama 3: the BOS token). Truncation and padding settings of the file are ignored.
   std::vector<int32_t> encode(std::string_view text, bool add_special = false) const;
 
+  /// Like encode, but special tokens spelled out in the text are ordinary characters there: a document cannot
+  /// end itself.
+  std::vector<int32_t> encode_ordinary(std::string_view text) const;
+
   /// The text of the ids; bytes that are not UTF-8 become U+FFFD. Error on an id that does not exist.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
 

@@ -2,7 +2,7 @@
 """What the `tokenizers` package says: tokenizer.json files and, for a fuzzed corpus, ids and decoded texts.
 
 usage: tokenizer_golden.py FOLDER SEED. Writes FOLDER/<name>.json and FOLDER/<name>.cases.json for each tokenizer:
-[[text, ids, ids with special tokens, decoded, decoded without special tokens], ...].
+[[text, ids, ids with special tokens, ids to decode, decoded, decoded without special tokens, ids as ordinary text], ...].
 """
 import json
 import pathlib
@@ -106,6 +106,13 @@ def small_alphabet(documents):
         yield f"small_{name}", tokenizer
 
 
+def ordinary(tokenizer, text):
+    tokenizer.encode_special_tokens = True
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    tokenizer.encode_special_tokens = False
+    return ids
+
+
 def write_cases(folder, name, tokenizer, texts, random_):
     tokenizer.save(str(folder / f"{name}.json"))
     cases = []
@@ -114,7 +121,7 @@ def write_cases(folder, name, tokenizer, texts, random_):
         # Half of the decoded sequences are arbitrary ids: their bytes are seldom whole characters.
         shown = ids if random_.random() < 0.5 else [random_.randrange(tokenizer.get_vocab_size()) for _ in range(random_.randrange(12))]
         cases.append([text, ids, tokenizer.encode(text).ids, shown, tokenizer.decode(shown, skip_special_tokens=False),
-                      tokenizer.decode(shown, skip_special_tokens=True)])
+                      tokenizer.decode(shown, skip_special_tokens=True), ordinary(tokenizer, text)])
     (folder / f"{name}.cases.json").write_text(json.dumps(cases))
 
 

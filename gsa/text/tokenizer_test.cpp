@@ -45,6 +45,8 @@ std::string mistake(const Tokenizer& tokenizer, const JsonMap& item) {
   if (tokenizer.encode(text) != item[1].get<std::vector<int32_t>>()) return "encode";
   if (tokenizer.encode(text, /*add_special=*/true) != item[2].get<std::vector<int32_t>>())
     return "encode with special tokens";
+  if (tokenizer.encode_ordinary(text) != item[6].get<std::vector<int32_t>>())
+    return "encode as ordinary text";
   if (tokenizer.decode(shown) != item[4].get<std::string>()) return "decode";
   if (tokenizer.decode(shown, /*skip_special=*/true) != item[5].get<std::string>())
     return "decode without special tokens";

@@ -36,9 +36,12 @@ Pass run(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& t
          int64_t rows, bool gradients) {
   const auto sum_dtype = hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor low_weight = weight.to(dtype);
-  const at::Tensor counted = targets.ne(kIgnoredTarget);
-  const double count = counted.sum().item<double>();
-  TORCH_CHECK_VALUE(count > 0, kOp, ": targets expected at least one that counts, got none");
+  // Each row's share of the mean. Asking whether there is any would make a GPU wait; there the mean of
+  // nothing is NaN.
+  at::Tensor shares = targets.ne(kIgnoredTarget).to(sum_dtype);
+  TORCH_CHECK_VALUE(!targets.is_cpu() || shares.any().item<bool>(), kOp,
+                    ": targets expected at least one that counts, got none");
+  shares.div_(shares.sum());
   Pass pass{at::zeros({}, hidden.options().dtype(sum_dtype)), {}, {}};
   if (gradients) {
     pass.hidden_gradient = at::empty_like(hidden);
@@ -47,14 +50,14 @@ Pass run(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& t
   for (int64_t begin = 0; begin < hidden.size(0); begin += rows) {
     const int64_t length = std::min(rows, hidden.size(0) - begin);
     const at::Tensor chunk = hidden.narrow(0, begin, length).to(dtype);
-    const at::Tensor weights = counted.narrow(0, begin, length).to(sum_dtype).div_(count).unsqueeze(1);
+    const at::Tensor share = shares.narrow(0, begin, length).unsqueeze(1);
     const at::Tensor target = targets.narrow(0, begin, length).clamp_min(0).unsqueeze(1);
     at::Tensor log_p = at::log_softmax(at::mm(chunk, low_weight.t()), 1, sum_dtype);
-    pass.loss.sub_(log_p.gather(1, target).mul(weights).sum());
+    pass.loss.sub_(log_p.gather(1, target).mul(share).sum());
     if (!gradients) continue;
     at::Tensor gradient = log_p.exp_();
-    gradient.scatter_add_(1, target, at::zeros_like(weights).sub_(1));
-    gradient = gradient.mul_(weights).to(dtype);
+    gradient.scatter_(1, target, gradient.gather(1, target).sub_(1));
+    gradient = gradient.mul_(share).to(dtype);
     pass.hidden_gradient.narrow(0, begin, length).copy_(at::mm(gradient, low_weight));
     if (dtype == sum_dtype) {
       pass.weight_gradient.addmm_(gradient.t(), chunk);

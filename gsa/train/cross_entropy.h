@@ -18,7 +18,7 @@ inline constexpr int64_t kIgnoredTarget = -1;
 /// through in chunks of `chunk_rows` (0: as many as suit the device), and the gradients are computed in the
 /// same pass, so what is kept for the backward is [N,D] + [V,D]. Products run in `product_dtype` (absent:
 /// hidden's dtype); the softmax is fp32 at least. Throws ValueError / TypeError for shapes and dtypes,
-/// ValueError when no target counts.
+/// ValueError when no target counts (on a CPU; elsewhere the loss is NaN).
 at::Tensor chunked_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                  const at::Tensor& targets,
                                  std::optional<at::ScalarType> product_dtype = std::nullopt,

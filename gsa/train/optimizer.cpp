@@ -1,6 +1,7 @@
 #include "gsa/train/optimizer.h"
 
 #include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/stack.h>
@@ -38,7 +39,7 @@ double clip_gradients(const NamedTensors& parameters, double max_norm) {
   if (gradients.empty()) return 0.0;
   const double norm = at::stack(at::_foreach_norm(gradients, 2.0)).to(at::kDouble).norm().item<double>();
   if (max_norm > 0 && norm > max_norm) {
-    for (auto& gradient : gradients) gradient.mul_(max_norm / (norm + 1e-6));
+    at::_foreach_mul_(gradients, max_norm / (norm + 1e-6));
   }
   return norm;
 }

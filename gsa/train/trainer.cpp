@@ -109,6 +109,7 @@ Run::Run(const RunConfig& config, bool resume, const TrainingEvents& events)
     ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
     at::globalContext().setDeterministicFillUninitializedMemory(false);
+    at::globalContext().setSDPUseCuDNN(false);  // its backward adds in any order
   }
   const std::string data_hash = check_data(config_);
   const auto latest = checkpoints_.latest();

@@ -216,7 +216,9 @@ TEST(Generate, MistakesAreOneLine) {
       message_of([&] { generate(unnamed, other, "x", {}); }).find("it has 260 tokens, the model only 257"),
       std::string::npos);
   EXPECT_EQ(message_of([&] { generate(model, right, "", {}); }), "prompt: expected some text, got none");
-  EXPECT_EQ(message_of([&] { generate(model, right, "x", {0}); }),
+  GenerateOptions none;
+  none.max_new_tokens = 0;
+  EXPECT_EQ(message_of([&] { generate(model, right, "x", none); }),
             "max_new_tokens: expected a positive number, got 0");
 }
 

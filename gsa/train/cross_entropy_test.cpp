@@ -8,6 +8,7 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "gsa/testing/random.h"
@@ -87,6 +88,20 @@ TEST(ChunkedCrossEntropy, ProductsMayRunInBf16) {
   EXPECT_LE(error(got.loss, exact.loss), 2 * error(reference.loss, exact.loss) + 1e-6);
   EXPECT_LE(error(got.hidden, exact.hidden), 2 * error(reference.hidden, exact.hidden));
   EXPECT_LE(error(got.weight, exact.weight), 2 * error(reference.weight, exact.weight));
+}
+
+TEST(ChunkedCrossEntropy, NeverHoldsTheLogitsOfAllTokens) {
+  const int64_t rows = 16384, vocabulary = 16384;  // a gibibyte of fp32 logits
+  const at::Tensor hidden = at::randn({rows, 8}), weight = at::randn({vocabulary, 8});
+  const at::Tensor targets = at::randint(0, vocabulary, {rows}, at::kLong);
+  const auto peak = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;  // KiB
+  };
+  const auto before = peak();
+  gradients(hidden, weight, [&](auto& h, auto& w) { return chunked_cross_entropy(h, w, targets); });
+  EXPECT_LT(peak() - before, 512 * 1024);
 }
 
 TEST(ChunkedCrossEntropy, SaysWhatIsWrong) {

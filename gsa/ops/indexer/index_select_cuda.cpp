@@ -1,0 +1,133 @@
+// The torch side of index_select's Hopper kernel: which problems it takes, allocation, launch.
+
+#include <ATen/cuda/CUDAContextLight.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <string>
+
+#include "gsa/ops/indexer/activation.h"
+#include "gsa/ops/indexer/index_select.h"
+#include "gsa/ops/indexer/index_select_sm90.h"
+
+namespace gsa {
+namespace {
+
+constexpr const char* kOp = "index_select";
+
+std::optional<SelectBudget> kernel_budget(BudgetRule rule) {
+  switch (rule) {
+    case BudgetRule::kFixed:
+      return SelectBudget::kFixed;
+    case BudgetRule::kInverse:
+      return SelectBudget::kInverse;
+    case BudgetRule::kAsPrinted:
+      return SelectBudget::kAsPrinted;
+    case BudgetRule::kRandom:
+      return SelectBudget::kRandom;
+    default:
+      return std::nullopt;
+  }
+}
+
+IndexActivation kernel_activation(Activation activation) {
+  switch (activation) {
+    case Activation::kSigmoid:
+      return IndexActivation::kSigmoid;
+    case Activation::kHardSigmoid:
+      return IndexActivation::kHardSigmoid;
+    default:
+      return IndexActivation::kRelu;
+  }
+}
+
+bool is_hopper(const at::Tensor& tensor) {
+  int major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, tensor.get_device()));
+  return major == 9;
+}
+
+/// Contiguous fp32 on the device of `like`: a copy where the tensor is not that already.
+at::Tensor as_floats(const std::optional<at::Tensor>& tensor, const at::Tensor& like) {
+  return tensor ? tensor->to(like.options().dtype(at::kFloat)).contiguous() : at::Tensor();
+}
+
+/// Contiguous and aligned as the copy engine needs it.
+at::Tensor as_loadable(const at::Tensor& tensor) {
+  const at::Tensor whole = tensor.contiguous();
+  return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 == 0 ? whole : whole.clone();
+}
+
+const float* floats_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
+    const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
+    const std::optional<at::Tensor>& head_bias, const std::optional<at::Tensor>& running_mean, int64_t k_base,
+    int64_t k_min, int64_t k_max, c10::string_view budget, c10::string_view activation, int64_t query_tile,
+    int64_t keep_first, int64_t keep_recent, double tile_factor, const std::optional<at::Tensor>& log_scale) {
+  const IndexSelectOptions options{
+      k_base,     k_min,      k_max,       std::string(budget), std::string(activation),
+      query_tile, keep_first, keep_recent, tile_factor};
+  check_index_select(index_query, index_key, head_weight, head_bias, running_mean, options, log_scale);
+  const c10::cuda::CUDAGuard guard(index_query.device());
+  const std::optional<SelectBudget> rule = kernel_budget(parse_budget_rule(kOp, budget));
+  IndexSelectParams params;
+  params.batch = index_query.size(0);
+  params.queries = index_query.size(1);
+  params.keys = index_key.size(1);
+  params.heads = static_cast<int>(index_query.size(2));
+  params.dim = static_cast<int>(index_query.size(3));
+  params.k_base = static_cast<int>(k_base);
+  params.k_min = static_cast<int>(k_min);
+  params.k_max = static_cast<int>(k_max);
+  params.capacity = static_cast<int>(selection_capacity(options));
+  params.keep_first = static_cast<int>(keep_first);
+  params.keep_recent = static_cast<int>(keep_recent);
+  params.query_tile = static_cast<int>(query_tile);
+  params.tile_factor = static_cast<float>(tile_factor);
+  params.activation = kernel_activation(parse_activation(kOp, activation));
+  params.budget = rule.value_or(SelectBudget::kFixed);
+  if (index_query.scalar_type() != at::kBFloat16 || !rule || !is_hopper(index_query) ||
+      !index_select_sm90_takes(params)) {
+    TORCH_WARN_ONCE(kOp, ": no fused kernel for ", index_query.scalar_type(), " with J = ", params.heads,
+                    ", I = ", params.dim, ", budget '", options.budget, "', query_tile ", query_tile,
+                    " on this device; falling back to the slower reference");
+    return index_select_reference(index_query, index_key, head_weight, head_bias, running_mean, k_base, k_min,
+                                  k_max, budget, activation, query_tile, keep_first, keep_recent, tile_factor,
+                                  log_scale);
+  }
+  const at::Tensor query = as_loadable(index_query), key = as_loadable(index_key);
+  const at::Tensor weight = as_floats(head_weight, query), bias = as_floats(head_bias, query);
+  const at::Tensor mean = as_floats(running_mean, query);
+  const int64_t rows = (params.queries + query_tile - 1) / query_tile;
+  const auto ints = query.options().dtype(at::kInt);
+  const at::Tensor indices = at::empty({params.batch, rows, params.capacity}, ints);
+  const at::Tensor counts = at::empty({params.batch, rows}, ints);
+  const at::Tensor statistic = at::empty({params.batch, params.queries}, query.options().dtype(at::kFloat));
+  const at::Tensor workspace = at::empty({static_cast<int64_t>(index_select_sm90_workspace(params))},
+                                         query.options().dtype(at::kByte));
+  params.index_query = query.const_data_ptr();
+  params.index_key = key.const_data_ptr();
+  params.head_weight = floats_or_null(weight);
+  params.head_bias = floats_or_null(bias);
+  params.running_mean = floats_or_null(mean);
+  params.indices = indices.mutable_data_ptr<int32_t>();
+  params.counts = counts.mutable_data_ptr<int32_t>();
+  params.statistic = statistic.mutable_data_ptr<float>();
+  params.workspace = workspace.mutable_data_ptr();
+  C10_CUDA_CHECK(launch_index_select_sm90(params, c10::cuda::getCurrentCUDAStream().stream()));
+  return {indices, counts, statistic};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gsa, CUDA, library) {
+  library.impl("index_select", index_select_cuda);
+}
+
+}  // namespace gsa

@@ -1,0 +1,164 @@
+// Finishing a row by its warp: the exact cut, mostly from the row's histogram, and the chosen positions in
+// order.
+#pragma once
+
+#include "gsa/cuda/reduction.h"
+#include "gsa/ops/indexer/index_select_row.h"
+#include "gsa/ops/indexer/index_select_trim.h"
+
+namespace gsa::fused_select {
+
+constexpr int kBoundary = 256;  // entries of the histogram bin with the cut that the warp can rank by itself
+constexpr int kWindowPairs =
+    1024;  // the bitmap of chosen positions, in pairs of words: 64K positions at a time
+
+// What a warp works with. While keys stream the bitmap's place is taken by staged survivors.
+union alignas(16) WarpScratch {
+  struct {
+    uint2 bitmap[kWindowPairs];
+    union {
+      uint2 boundary[kBoundary];
+      uint32_t digits[kDigits];
+    };
+  };
+  uint2 staged[kStaged][32];
+};
+
+__device__ __forceinline__ void mark(uint2* bitmap, int position) {
+  atomicOr(reinterpret_cast<uint32_t*>(bitmap) + (position >> 5), 1u << (position & 31));
+}
+
+__device__ __forceinline__ void clear_bitmap(uint2* bitmap) {
+  __syncwarp();
+  for (int i = threadIdx.x & 31; i < kWindowPairs; i += 32) bitmap[i] = uint2{0, 0};
+  __syncwarp();
+}
+
+// The best `rank` (1 <= rank <= count) of the entries in scratch.boundary, by counting who is better.
+__device__ __forceinline__ Cut rank_boundary(const WarpScratch& scratch, int count, int rank) {
+  const int lane = threadIdx.x & 31;
+  Cut cut = Cut::nothing();
+  bool mine = false;
+  for (int i = lane; i < count; i += 32) {
+    const uint2 entry = scratch.boundary[i];
+    const float score = __uint_as_float(entry.x);
+    int better = 0;
+    for (int j = 0; j < count; ++j) {
+      const uint2 other = scratch.boundary[j];
+      const float its = __uint_as_float(other.x);
+      better += its > score || (its == score && other.y < entry.y);
+    }
+    if (better == rank - 1) {
+      cut = {ordered_key(score), static_cast<int>(entry.y)};
+      mine = true;
+    }
+  }
+  const int owner = __ffs(__ballot_sync(kWarp, mine)) - 1;
+  return {__shfl_sync(kWarp, cut.key, owner), __shfl_sync(kWarp, cut.position, owner)};
+}
+
+// Where and how a row's positions go out.
+struct RowWriter {
+  int32_t* out;
+  int first;   // positions below are chosen anyway
+  int recent;  // and from here on
+  int last;    // of the query
+  int written = 0;
+
+  static constexpr int kWindow = 64 * kWindowPairs;
+
+  __device__ __forceinline__ void mark_kept(uint2* bitmap, int begin) const {
+    const int lane = threadIdx.x & 31;
+    const int end = min(last + 1, begin + kWindow);
+    for (int p = begin + lane; p < min(first, end); p += 32) mark(bitmap, p - begin);
+    for (int p = max(recent, begin) + lane; p < end; p += 32) mark(bitmap, p - begin);
+  }
+
+  // Writes the positions marked in the bitmap, which starts at position `begin`, in ascending order, and
+  // clears it.
+  __device__ __forceinline__ void emit(uint2* bitmap, int begin) {
+    const int lane = threadIdx.x & 31;
+    const int pairs = (min(last + 1 - begin, kWindow) + 63) / 64;
+    __syncwarp();
+    for (int base = 0; base < pairs; base += 32) {
+      uint2 word = bitmap[base + lane];
+      bitmap[base + lane] = uint2{0, 0};
+      const int mine = __popc(word.x) + __popc(word.y);
+      const int before = cuda::warp_exclusive_sum(mine);
+      int32_t* to = out + written + before;
+      int position = begin + 64 * (base + lane) - 1;
+      for (; word.x != 0; word.x &= word.x - 1) *to++ = position + __ffs(word.x);
+      position += 32;
+      for (; word.y != 0; word.y &= word.y - 1) *to++ = position + __ffs(word.y);
+      written += __shfl_sync(kWarp, before + mine, 31);
+    }
+    __syncwarp();
+  }
+};
+
+// Marks the first window's positions of the best `need` entries: those that surely are, by the histogram, on
+// the way, those near the cut once they are ranked. 1 <= need < row.total. False, with the bitmap in
+// disorder, where too many lie near the cut.
+__device__ __forceinline__ bool mark_by_histogram(const RowView& row, int need, Scale scale,
+                                                  const uint32_t* bins, WarpScratch& scratch, Cut& cut) {
+  const int lane = threadIdx.x & 31;
+  const Digit at = find_digit<kBins>(bins, need);
+  const float sure = at.digit == kBins - 1 ? kInfinity : scale.surely_above(at.digit);
+  const float near = at.digit == 0 ? -kInfinity : scale.surely_not_below(at.digit);
+  int surely = 0, count = 0;
+  for_each_entry(row, [&](bool held, uint2 entry) {
+    const float score = __uint_as_float(entry.x);
+    const bool taken = held && score >= sure;
+    const bool close = held && score >= near && !taken;
+    surely += taken;
+    if (taken && entry.y < RowWriter::kWindow) mark(scratch.bitmap, entry.y);
+    const uint32_t all = __ballot_sync(kWarp, close);
+    if (all != 0) {
+      const int slot = count + __popc(all & ((1u << lane) - 1));
+      if (close && slot < kBoundary) scratch.boundary[slot] = entry;
+      count += __popc(all);
+    }
+  });
+  const int rank = need - __reduce_add_sync(kWarp, surely);
+  __syncwarp();
+  if (count > kBoundary || rank < 1 || rank > count) return false;
+  cut = rank_boundary(scratch, count, rank);
+  for (int i = lane; i < count; i += 32) {
+    const uint2 entry = scratch.boundary[i];
+    if (entry.y < RowWriter::kWindow && cut.takes(entry)) mark(scratch.bitmap, entry.y);
+  }
+  return true;
+}
+
+// Marks the positions of the window from `begin` on that the cut takes.
+__device__ __forceinline__ void mark_by_cut(const RowView& row, Cut cut, int begin, uint2* bitmap) {
+  for_each_entry(row, [&](bool held, uint2 entry) {
+    const uint32_t at = entry.y - begin;
+    if (held && at < static_cast<uint32_t>(RowWriter::kWindow) && cut.takes(entry)) mark(bitmap, at);
+  });
+}
+
+// Writes a row: the best `need` of its entries and the kept positions, ascending, then -1 up to `capacity`.
+// Returns how many were chosen. The bitmap is zero before and after.
+__device__ __forceinline__ int finish_row(const RowView& row, int need, Scale scale, const uint32_t* bins,
+                                          RowWriter writer, int capacity, WarpScratch& scratch) {
+  Cut cut = need == 0 ? Cut::nothing() : Cut::everything();
+  bool marked = need == 0;
+  if (need > 0 && row.total > need) {
+    marked = mark_by_histogram(row, need, scale, bins, scratch, cut);
+    if (!marked) {
+      clear_bitmap(scratch.bitmap);
+      cut = radix_cut(row, need, scratch.digits);
+    }
+  }
+  for (int begin = 0; begin <= writer.last; begin += RowWriter::kWindow) {
+    if (!marked) mark_by_cut(row, cut, begin, scratch.bitmap);
+    marked = need == 0;
+    writer.mark_kept(scratch.bitmap, begin);
+    writer.emit(scratch.bitmap, begin);
+  }
+  for (int i = writer.written + (threadIdx.x & 31); i < capacity; i += 32) writer.out[i] = -1;
+  return writer.written;
+}
+
+}  // namespace gsa::fused_select

@@ -1,0 +1,131 @@
+// Fused score-and-select for Hopper: [T, S] scores live in registers only (docs/kernels/index_select.md).
+//
+// A block owns a tile of queries (32 a consumer warpgroup) and streams all keys they may see past it by TMA.
+// Scores that beat a row's gate are appended to the row's lists in the workspace. The gate starts from a
+// strided sample of the keys (a rank that lies below the row's k-th best but for bad luck; then the tile runs
+// again without it) and is tightened to the exact k-th best so far whenever a list fills up. The exact trim
+// and the ordered emission follow when the row's variance, and with it its budget, is known.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "gsa/cuda/tma.h"
+#include "gsa/cuda/wgmma.h"
+#include "gsa/ops/indexer/index_select_consumer.h"
+#include "gsa/ops/indexer/index_select_layout.h"
+#include "gsa/ops/indexer/index_select_sm90.h"
+
+namespace gsa::fused_select {
+
+template <class S>
+__global__ void __launch_bounds__(Layout<S>::kThreads, 1)
+    select_kernel(const __grid_constant__ IndexSelectParams p, const __grid_constant__ CUtensorMap keys,
+                  const __grid_constant__ CUtensorMap strided, int lane_limit, int works) {
+  extern __shared__ __align__(1024) uint8_t raw[];
+  Layout<S>& shared = *reinterpret_cast<Layout<S>*>(raw);
+  Header* header = static_cast<Header*>(p.workspace);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Layout<S>::kStages; ++i) {
+      cuda::mbarrier_init(&shared.full[i], 1);
+      cuda::mbarrier_init(&shared.empty[i], Layout<S>::kWarps);
+    }
+    shared.again[0] = shared.again[1] = 0;
+    cuda::mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    cuda::release_registers<Layout<S>::kProducerRegisters>();
+    if (threadIdx.x < 32) produce<S>(p, &keys, &strided, shared, header, lane_limit, works);
+  } else {
+    cuda::acquire_registers<Layout<S>::kConsumerRegisters>();
+    Consumer<S> consumer{p,
+                         shared,
+                         RowStore{static_cast<uint8_t*>(p.workspace) + kHeaderBytes, lane_limit},
+                         header->wild_keys != 0,
+                         {}};
+    for (int round = 0;; ++round) {
+      tile_barrier<S>();
+      const int number = shared.tile;
+      if (number >= works) return;
+      consumer.run_tile(find_work<S>(p, lane_limit, number), &shared.again[round & 1]);
+    }
+  }
+}
+
+// ---- host
+
+struct Maps {
+  CUtensorMap keys;
+  CUtensorMap strided;
+};
+
+template <class S>
+cudaError_t make_maps(const IndexSelectParams& p, Maps& maps) {
+  const uint64_t dim = S::kDim, keys = p.keys, batch = p.batch;
+  const CUtensorMapSwizzle swizzle =
+      S::kPanelDim == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const uint64_t sizes[3] = {dim, keys, batch};
+  const uint64_t strides[2] = {dim * 2, keys * dim * 2};
+  const uint32_t box[3] = {S::kPanelDim, kBlockKeys, 1};
+  cudaError_t error = cuda::make_tensor_map_bf16(&maps.keys, p.index_key, 3, sizes, strides, box, swizzle);
+  if (error != cudaSuccess) return error;
+  const uint64_t sample_sizes[4] = {dim, kSampleStride, std::max<uint64_t>(1, keys / kSampleStride), batch};
+  const uint64_t sample_strides[3] = {dim * 2, dim * 2 * kSampleStride, keys * dim * 2};
+  const uint32_t sample_box[4] = {S::kPanelDim, 1, kBlockKeys, 1};
+  return cuda::make_tensor_map_bf16(&maps.strided, p.index_key, 4, sample_sizes, sample_strides, sample_box,
+                                    swizzle);
+}
+
+template <class S>
+cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
+  Maps maps;
+  cudaError_t error = make_maps<S>(p, maps);
+  if (error != cudaSuccess) return error;
+  constexpr int kShared = static_cast<int>(sizeof(Layout<S>));
+  error = cudaFuncSetAttribute(select_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (error != cudaSuccess) return error;
+  const int64_t works = work_count(p);
+  const int blocks = static_cast<int>(std::min<int64_t>(works, multiprocessors()));
+  select_kernel<S><<<blocks, Layout<S>::kThreads, kShared, stream>>>(
+      p, maps.keys, maps.strided, lane_capacity(p.k_max, p.keys), static_cast<int>(works));
+  return cudaGetLastError();
+}
+
+template <IndexActivation kActivation, int kHeads>
+cudaError_t launch_dim(const IndexSelectParams& p, cudaStream_t stream) {
+  switch (p.dim) {
+#ifndef GSA_ONLY64
+    case 32:
+      return launch<Shape<kHeads, 32, kActivation>>(p, stream);
+    case 128:
+      return launch<Shape<kHeads, 128, kActivation>>(p, stream);
+#endif
+    case 64:
+      return launch<Shape<kHeads, 64, kActivation>>(p, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <IndexActivation kActivation>
+cudaError_t launch_heads(const IndexSelectParams& p, cudaStream_t stream) {
+  switch (p.heads) {
+#ifndef GSA_ONLY64
+    case 1:
+      return launch_dim<kActivation, 1>(p, stream);
+    case 2:
+      return launch_dim<kActivation, 2>(p, stream);
+    case 8:
+      return launch_dim<kActivation, 8>(p, stream);
+#endif
+    case 4:
+      return launch_dim<kActivation, 4>(p, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace gsa::fused_select

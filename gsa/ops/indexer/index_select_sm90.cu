@@ -1,0 +1,71 @@
+// Launcher of the fused index_select: what it takes, its workspace, and the look at the keys that precedes
+// it.
+#include "gsa/ops/indexer/index_select_sm90.h"
+
+#include <algorithm>
+
+#include "gsa/ops/indexer/index_select_layout.h"
+
+namespace gsa {
+namespace fused_select {
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
+int64_t work_count(const IndexSelectParams& p) {
+  const int tile = tile_queries(p.heads, p.dim);
+  return (p.queries + tile - 1) / tile * p.batch;
+}
+
+namespace {
+
+// Raises Header::wild_keys if any key needs the careful path.
+__global__ void look_for_wild_keys(const uint4* keys, int64_t vectors, Header* header) {
+  bool wild = false;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < vectors;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    const uint4 v = keys[i];
+    wild |= is_wild(v.x) || is_wild(v.y) || is_wild(v.z) || is_wild(v.w);
+  }
+  if (wild) header->wild_keys = 1;
+}
+
+}  // namespace
+}  // namespace fused_select
+
+bool index_select_sm90_takes(const IndexSelectParams& p) {
+  const bool heads = p.heads == 1 || p.heads == 2 || p.heads == 4 || p.heads == 8;
+  const bool dim = p.dim == 32 || p.dim == 64 || p.dim == 128;
+  return heads && dim && p.query_tile == 1 && p.batch >= 1 && p.queries >= 1 && p.queries <= p.keys &&
+         p.keys < (int64_t{1} << 30) && p.batch * p.queries < (int64_t{1} << 31) && p.k_max >= 1;
+}
+
+size_t index_select_sm90_workspace(const IndexSelectParams& p) {
+  using namespace fused_select;
+  return workspace_bytes(p, static_cast<int>(std::min<int64_t>(work_count(p), multiprocessors())));
+}
+
+cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t stream) {
+  using namespace fused_select;
+  if (!index_select_sm90_takes(p)) return cudaErrorInvalidValue;
+  const cudaError_t error = cudaMemsetAsync(p.workspace, 0, kHeaderBytes, stream);
+  if (error != cudaSuccess) return error;
+  look_for_wild_keys<<<multiprocessors() * 2, 512, 0, stream>>>(static_cast<const uint4*>(p.index_key),
+                                                                p.batch * p.keys * p.dim / 8,
+                                                                static_cast<Header*>(p.workspace));
+  switch (p.activation) {
+    case IndexActivation::kSigmoid:
+      return launch_sigmoid(p, stream);
+    case IndexActivation::kHardSigmoid:
+      return launch_hard_sigmoid(p, stream);
+    case IndexActivation::kRelu:
+      return launch_relu(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace gsa

@@ -20,8 +20,9 @@ import zlib
 import demo_report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CORPUS_BYTES = 12_000_000
+CORPUS_BYTES = 6_000_000
 HELD_OUT = 0.1
+PASSAGE = 240  # characters
 PROMPT = '''class Rectangle:
     def __init__(self, width, height, colour=None):
         self.width = width
@@ -112,6 +113,23 @@ def own_text(names):
     return documents
 
 
+def with_recalls(text):
+    """The text with every passage of about PASSAGE characters coming again two passages later, as quoted, moved and copied code does.
+    Ten minutes of training teach a small model to look back only when looking back pays on every line."""
+    passages, current = [], ""
+    for line in text.splitlines(keepends=True):
+        current += line
+        if len(current) >= PASSAGE:
+            passages.append(current)
+            current = ""
+    woven = []
+    for i, passage in enumerate(passages):
+        woven.append(passage)
+        if i >= 2:
+            woven.append(passages[i - 2])
+    return "".join(woven) + current
+
+
 # ---- steps ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +167,7 @@ class Demo:
         path = self.out / "corpus.jsonl"
         with open(path, "w", encoding="utf-8") as file:
             for name, text in documents:
-                file.write(json.dumps({"name": name, "text": text}) + "\n")
+                file.write(json.dumps({"name": name, "text": with_recalls(text)}) + "\n")
         say(f"corpus: {len(documents)} documents, {total / 1e6:.1f} million characters")
         return path
 

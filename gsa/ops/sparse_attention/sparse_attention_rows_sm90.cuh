@@ -28,13 +28,14 @@ struct Rows {
   }
 };
 
-// Hides from each of a thread's two rows the keys that its mask lacks. `masks` are those of the set's
-// queries.
-__device__ __forceinline__ void mask_scores(float (&s)[32], const uint64_t* masks, const Rows& rows) {
+// Hides from each of a thread's two rows the keys that its mask lacks; all of them where the set has none
+// here. `masks` are those of the set's queries.
+__device__ __forceinline__ void mask_scores(float (&s)[32], const uint64_t* masks, bool active,
+                                            const Rows& rows) {
   const int shift = 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const uint64_t mask = masks[rows.query + r * rows.next] >> shift;
+    const uint64_t mask = active ? masks[rows.query + r * rows.next] >> shift : 0;
     const uint32_t half[2] = {uint32_t(mask), uint32_t(mask >> 32)};
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -192,31 +193,15 @@ __device__ __forceinline__ void issue_values(RowSet<E>& set, const Block& block,
   cuda::wgmma_commit();
 }
 
-// kSets sets, each with a block of its own.
-template <int E, bool kSharedRow, int kSets>
-__device__ __forceinline__ void attend_blocks(RowSet<E>* sets, const Block (&blocks)[kSets],
-                                              const Rows& rows) {
-  float s[kSets][32];
-#pragma unroll
-  for (int k = 0; k < kSets; ++k) issue_scores(sets[k], blocks[k], s[k]);
-  cuda::wgmma_wait<0>();
-#pragma unroll
-  for (int k = 0; k < kSets; ++k) {
-    cuda::wgmma_pin(s[k]);
-    if constexpr (kSharedRow) {
-      mask_future(s[k], reinterpret_cast<const int32_t*>(blocks[k].masks), blocks[k].keys, sets[k].index,
-                  rows);
-    } else {
-      mask_scores(s[k], reinterpret_cast<const uint64_t*>(blocks[k].masks) + sets[k].index * rows.per_set,
-                  rows);
-    }
+template <int E, bool kSharedRow>
+__device__ __forceinline__ void mask_block(const RowSet<E>& set, const Block& block, const Rows& rows,
+                                           float (&s)[32]) {
+  if constexpr (kSharedRow) {
+    mask_future(s, reinterpret_cast<const int32_t*>(block.masks), block.keys, set.index, rows);
+  } else {
+    mask_scores(s, reinterpret_cast<const uint64_t*>(block.masks) + set.index * rows.per_set, block.active,
+                rows);
   }
-  normalise<E, kSets>(sets, s, rows.scale_log2);
-#pragma unroll
-  for (int k = 0; k < kSets; ++k) issue_values(sets[k], blocks[k], s[k]);
-  cuda::wgmma_wait<0>();
-#pragma unroll
-  for (int k = 0; k < kSets; ++k) cuda::wgmma_pin(sets[k].o);
 }
 
 // Copies the warpgroup's 64 query rows into swizzled shared memory, spare rows as zeros.

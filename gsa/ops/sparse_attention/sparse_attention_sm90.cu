@@ -5,7 +5,7 @@
 //                   stages (cp.async; an mbarrier tells when a stage is full)
 //   warpgroups 1, 2 attend: each holds two sets of 64 matrix rows (queries x heads) and goes along the same
 //                   stages: S = Q K^T, mask, online softmax in registers, O += P V. A set skips the blocks
-//                   that none of its queries wants.
+//                   that none of its queries wants. The warpgroups take turns in issuing products.
 //
 // The walk is a built union of per-query rows with bit masks (query_tile 1, sparse_attention_walk.h) or the
 // shared row itself (query_tile 64), where only the future is masked.
@@ -18,67 +18,121 @@ constexpr int kThreads = 128 * (1 + kMaxWarpgroups);
 // Registers of a thread: 384 threads start with 168; the gather gives most of its share to the warpgroups
 // that hold O and S.
 constexpr int kGatherRegisters = 40, kAttendRegisters = 232;
+constexpr int kTurnTries = 40;
 constexpr float kLog2e = 1.4426950408889634f;
 
-template <int E, bool kSharedRow>
+// Only one warpgroup at a time should issue products, so that the softmax of the one runs beside the products
+// of the other. A hint, not a lock: after a while a warpgroup goes on without its turn.
+__device__ __forceinline__ void take_turn(int* turn, int warpgroup) {
+  if (threadIdx.x % 128 == 0) {
+    for (int tries = 0; tries < kTurnTries && atomicCAS_block(turn, 0, 1) != 0; ++tries) continue;
+  }
+  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+}
+
+__device__ __forceinline__ void give_turn(int* turn) {
+  if (threadIdx.x % 128 == 0) atomicExch_block(turn, 0);
+}
+
+// The sets of a warpgroup, each at its own place in the walk. Their places stay closer than the ring is long:
+// a set that is further ahead, or has no block left, computes in vain until the others have caught up.
+template <int E, bool kSharedRow, int kSets>
+__device__ __forceinline__ void attend_walk(RowSet<E> (&sets)[kSets], Reader<E, kSharedRow>& reader,
+                                            const Rows& rows, int warpgroup, int* turn) {
+  int place[kSets], lowest = reader.blocks;
+#pragma unroll
+  for (int k = 0; k < kSets; ++k) {
+    place[k] = reader.first_wanted(rows.queries_of(sets[k].index));
+    lowest = min(lowest, place[k]);
+  }
+  reader.free_before(lowest);
+  if (lowest == reader.blocks) return;
+  Block blocks[kSets];
+  float s[kSets][32];
+#pragma unroll
+  for (int k = 0; k < kSets; ++k) {
+    const bool active = place[k] < min(reader.blocks, lowest + Stages<E>::kCount);
+    blocks[k] = reader.open(active ? place[k] : lowest);
+    blocks[k].active = active;
+    issue_scores(sets[k], blocks[k], s[k]);
+  }
+  cuda::wgmma_wait<0>();
+  do {
+    // Here the scores of `blocks` are ready.
+    Block following[kSets];
+    const int reach = min(reader.blocks, reader.freed + Stages<E>::kCount);
+    lowest = reader.blocks;
+#pragma unroll
+    for (int k = 0; k < kSets; ++k) {
+      cuda::wgmma_pin(s[k]);
+      mask_block<E, kSharedRow>(sets[k], blocks[k], rows, s[k]);
+    }
+    normalise<E, kSets>(sets, s, rows.scale_log2);
+#pragma unroll
+    for (int k = 0; k < kSets; ++k) {
+      if (blocks[k].active)
+        place[k] = reader.next_wanted(place[k], rows.first_of(sets[k].index), rows.last_of(sets[k].index));
+      lowest = min(lowest, place[k]);
+      following[k] = blocks[k];
+      following[k].active = false;
+      if (place[k] < reach) following[k] = reader.open(place[k]);
+    }
+    take_turn(turn, warpgroup);
+#pragma unroll
+    for (int k = 0; k < kSets; ++k) issue_values(sets[k], blocks[k], s[k]);
+    if constexpr (kSets == 2) {
+      issue_scores(sets[1], following[1], s[1]);
+      cuda::wgmma_wait<1>();
+    } else {
+      cuda::wgmma_wait<0>();
+    }
+#pragma unroll
+    for (int k = 0; k < kSets; ++k) cuda::wgmma_pin(sets[k].o);
+    issue_scores(sets[0], following[0], s[0]);
+    give_turn(turn);
+#pragma unroll
+    for (int k = 0; k < kSets; ++k) blocks[k] = following[k];
+    cuda::wgmma_wait<0>();
+    reader.free_before(lowest);
+  } while (lowest < reader.blocks);
+}
+
+template <int E, bool kSharedRow, int kSets>
 __device__ void attend(const Job& job, const Tile& tile, unsigned char* memory, uint64_t* full,
                        uint64_t* empty) {
   using Layout = Stages<E>;
   // Uniform over the warp, which the compiler cannot see by itself.
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0) - 1;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, log2 = job.packing.padded_log2;
-  // A warpgroup has a second set where there are twice as many sets as warpgroups.
-  const int sets_here = job.packing.sets > job.packing.warpgroups ? 2 : 1;
-  RowSet<E> sets[2];
-  unsigned char* queries[2];
+  RowSet<E> sets[kSets];
+  unsigned char* queries[kSets];
 #pragma unroll
-  for (int k = 0; k < 2; ++k) {
+  for (int k = 0; k < kSets; ++k) {
     const int set = warpgroup + k * job.packing.warpgroups;
     queries[k] = memory + set * Layout::kTileBytes;
     sets[k].index = tile.part * job.packing.sets + set;
     sets[k].descriptor = descriptor_low<E>(cuda::shared_address(queries[k]));
-    if (k < sets_here) load_queries<E>(job, tile, sets[k].index, queries[k]);
+    load_queries<E>(job, tile, sets[k].index, queries[k]);
 #pragma unroll
     for (int i = 0; i < E / 2; ++i) sets[k].o[i] = 0;
   }
   asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
-
   const Rows rows{(warp * 16 + lane / 4) >> log2, 8 >> log2, 64 >> log2,
                   tile.first_query + job.p.keys - job.p.queries, job.p.scale * kLog2e};
   Reader<E, kSharedRow> reader{
       memory,      full,
       empty,       job.walks.masks + int64_t(tile.row) * (job.walks.capacity / kBlockKeys) * kMaskWords,
       tile.blocks, tile.keys};
-
-  // Each set has its own place in the walk. As long as the two are close they advance together, otherwise the
-  // one behind catches up; the distance stays below the number of stages, so the set behind never waits for a
-  // stage that it holds itself.
-  int at = reader.first_wanted(rows.queries_of(sets[0].index));
-  int other = sets_here == 2 ? reader.first_wanted(rows.queries_of(sets[1].index)) : tile.blocks;
-  reader.free_before(min(at, other));
-  while (min(at, other) < tile.blocks) {
-    const bool together = max(at, other) < min(tile.blocks, min(at, other) + Layout::kCount);
-    if (together) {
-      attend_blocks<E, kSharedRow, 2>(sets, {reader.open(at), reader.open(other)}, rows);
-    } else if (at < other) {
-      attend_blocks<E, kSharedRow, 1>(sets, {reader.open(at)}, rows);
-    } else {
-      attend_blocks<E, kSharedRow, 1>(sets + 1, {reader.open(other)}, rows);
-    }
-    const int done = together ? max(at, other) : min(at, other);
-    if (at <= done) at = reader.next_wanted(at, rows.first_of(sets[0].index), rows.last_of(sets[0].index));
-    if (other <= done)
-      other = reader.next_wanted(other, rows.first_of(sets[1].index), rows.last_of(sets[1].index));
-    reader.free_before(min(at, other));
-  }
+  attend_walk<E, kSharedRow, kSets>(sets, reader, rows, warpgroup,
+                                    reinterpret_cast<int*>(memory + Layout::kTurn));
   reader.free_before(tile.blocks);
+  // The rows leave through the shared memory of the queries: no product may read those any more.
+  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
 #pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    if (k < sets_here) store_rows(job, tile, sets[k], queries[k]);
-  }
+  for (int k = 0; k < kSets; ++k) store_rows(job, tile, sets[k], queries[k]);
 }
 
-template <int E, bool kSharedRow>
+template <int E, bool kSharedRow, int kSets>
 __global__ void __launch_bounds__(kThreads, 1) attend_tiles(const __grid_constant__ Job job) {
   using Layout = Stages<E>;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -90,6 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_tiles(const __grid_constan
       cuda::mbarrier_init(&full[i], 128);
       cuda::mbarrier_init(&empty[i], 4 * job.packing.warpgroups);
     }
+    *reinterpret_cast<int*>(memory + Layout::kTurn) = 0;
     cuda::mbarrier_init_fence();
   }
   __syncthreads();
@@ -98,19 +153,26 @@ __global__ void __launch_bounds__(kThreads, 1) attend_tiles(const __grid_constan
     gather<E, kSharedRow>(job, tile, memory, full, empty);
   } else {
     cuda::acquire_registers<kAttendRegisters>();
-    attend<E, kSharedRow>(job, tile, memory, full, empty);
+    attend<E, kSharedRow, kSets>(job, tile, memory, full, empty);
   }
 }
 
-template <int E, bool kSharedRow>
-cudaError_t launch_attend(const Job& job, cudaStream_t stream) {
-  const auto kernel = attend_tiles<E, kSharedRow>;
+template <int E, bool kSharedRow, int kSets>
+cudaError_t launch_kernel(const Job& job, cudaStream_t stream) {
+  const auto kernel = attend_tiles<E, kSharedRow, kSets>;
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Stages<E>::kBytes);
   if (error != cudaSuccess) return error;
   const int64_t grid = int64_t(job.tiles) * job.packing.parts * job.p.kv_heads;
   kernel<<<static_cast<unsigned>(grid), 128 * (1 + job.packing.warpgroups), Stages<E>::kBytes, stream>>>(job);
   return cudaGetLastError();
+}
+
+// Warpgroups hold two sets of rows where there are more sets than warpgroups.
+template <int E, bool kSharedRow>
+cudaError_t launch_attend(const Job& job, cudaStream_t stream) {
+  return job.packing.sets > job.packing.warpgroups ? launch_kernel<E, kSharedRow, 2>(job, stream)
+                                                   : launch_kernel<E, kSharedRow, 1>(job, stream);
 }
 
 }  // namespace

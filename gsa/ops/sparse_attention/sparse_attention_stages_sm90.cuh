@@ -26,7 +26,8 @@ struct Stages {
   static constexpr int kRing = kMaxSets * kTileBytes;  // after the queries
   static constexpr int kMasks = kRing + kCount * 2 * kTileBytes;
   static constexpr int kBarriers = kMasks + kCount * kMaskBytes;
-  static constexpr int kBytes = kBarriers + 2 * kCount * 8;
+  static constexpr int kTurn = kBarriers + 2 * kCount * 8;
+  static constexpr int kBytes = kTurn + 8;
 };
 
 // What a thread block works on.
@@ -73,6 +74,7 @@ struct Block {
   uint32_t key, value;         // descriptors
   const unsigned char* masks;  // masks of a walk, or the keys of a shared row
   int keys;                    // of a shared row: how many are left
+  bool active;                 // false: a set without a block of its own computes this one in vain
 };
 
 template <int E, bool kSharedRow>
@@ -152,7 +154,7 @@ struct Reader {
     const uint32_t key =
         descriptor_low<E>(cuda::shared_address(memory) + Layout::kRing + slot * 2 * Layout::kTileBytes);
     return {key, key + (Layout::kTileBytes >> 4), memory + Layout::kMasks + slot * Layout::kMaskBytes,
-            keys - block * kBlockKeys};
+            keys - block * kBlockKeys, true};
   }
 
   // The first block that any of the queries wants; `blocks` where there is none.

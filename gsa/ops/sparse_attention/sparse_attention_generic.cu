@@ -118,7 +118,7 @@ __device__ void attend_query(const SparseAttentionParams& p, int batch, int t, i
   partial.merge_slots();
   if (slot > 0) return;
   const int64_t at = (int64_t(batch) * p.queries + t) * p.heads + head;
-  const float inverse = partial.sum > 0 ? 1.0f / partial.sum : 0.0f;
+  const float inverse = partial.sum != 0 ? 1.0f / partial.sum : 0.0f;
   T* out = static_cast<T*>(p.out) + at * E + channel;
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
@@ -126,7 +126,7 @@ __device__ void attend_query(const SparseAttentionParams& p, int batch, int t, i
     for (int j = 0; j < 4; ++j) store(out + 32 * i + j, partial.o[4 * i + j] * inverse);
   }
   if (lane == 0)
-    p.lse[at] = partial.sum > 0 ? (partial.maximum + log2f(partial.sum)) * 0.6931471805599453f : -INFINITY;
+    p.lse[at] = partial.sum != 0 ? (partial.maximum + log2f(partial.sum)) * 0.6931471805599453f : -INFINITY;
 }
 
 // A thread block attends `span` neighbouring queries (a divisor of 64). Warps side by side take the heads of

@@ -84,6 +84,7 @@ struct RowSet {
 
 template <int E>
 __device__ __forceinline__ void issue_scores(const RowSet<E>& set, const Block& block, float (&s)[32]) {
+  // Made opaque: the compiler would keep every step's descriptor in a register through the whole walk.
   uint32_t query = set.descriptor;
   asm volatile("" : "+r"(query));
   cuda::wgmma_fence();

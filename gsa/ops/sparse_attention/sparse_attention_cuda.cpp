@@ -1,6 +1,5 @@
 // The torch side of the sparse attention kernels: which kernel takes which problem, allocation, launch.
 
-#include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -65,9 +64,16 @@ bool small_enough(const at::Tensor& query, const at::Tensor& key) {
   return key.size(1) <= kMost / 2 && query.size(0) * (query.size(1) + 64) * query.size(2) <= kMost;
 }
 
+/// Asked of the runtime, not of ATen: libgsa is not linked to libtorch_cuda.
+bool is_hopper(const at::Tensor& tensor) {
+  int major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, tensor.get_device()));
+  return major == 9;
+}
+
 cudaError_t launch(const SparseAttentionParams& params, const at::Tensor& like) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  if (at::cuda::getCurrentDeviceProperties()->major == 9) {
+  if (is_hopper(like)) {
     const size_t bytes = sparse_attention_forward_workspace_sm90(params);
     const at::Tensor workspace = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
     const cudaError_t error =

@@ -11,6 +11,7 @@
 
 #include "gsa/ops/indexer/activation.h"
 #include "gsa/ops/indexer/index_select.h"
+#include "gsa/ops/indexer/index_select_decode_cuda.h"
 #include "gsa/ops/indexer/index_select_sm90.h"
 
 namespace gsa {
@@ -75,6 +76,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
       query_tile, keep_first, keep_recent, tile_factor};
   check_index_select(index_query, index_key, head_weight, head_bias, running_mean, options, log_scale);
   const c10::cuda::CUDAGuard guard(index_query.device());
+  if (const auto decoded = index_select_decode(index_query, index_key, head_weight, head_bias, running_mean,
+                                               options, log_scale))
+    return *decoded;
   const std::optional<SelectBudget> rule = kernel_budget(parse_budget_rule(kOp, budget));
   IndexSelectParams params;
   params.batch = index_query.size(0);

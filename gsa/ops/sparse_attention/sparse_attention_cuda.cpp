@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "gsa/ops/sparse_attention/sparse_attention.h"
+#include "gsa/ops/sparse_attention/sparse_attention_decode.h"
 #include "gsa/ops/sparse_attention/sparse_attention_params.h"
 
 namespace gsa {
@@ -64,16 +65,56 @@ bool small_enough(const at::Tensor& query, const at::Tensor& key) {
   return key.size(1) <= kMost / 2 && query.size(0) * (query.size(1) + 64) * query.size(2) <= kMost;
 }
 
+<<<<<<< Updated upstream
 /// Asked of the runtime, not of ATen: libgsa is not linked to libtorch_cuda.
 bool is_hopper(const at::Tensor& tensor) {
   int major = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, tensor.get_device()));
   return major == 9;
+=======
+/// The same problem for the decode kernel, which wants few queries and tokens that lie one after the other:
+/// views of a cache do.
+std::optional<SparseAttentionDecodeParams> decode_params(const SparseAttentionParams& p) {
+  const int64_t token = int64_t{p.kv_heads} * p.dim, heads = int64_t{p.heads} * p.dim;
+  const auto packed = [&](const int64_t(&stride)[3]) {
+    return (p.keys == 1 || stride[1] == token) && (p.kv_heads == 1 || stride[2] == p.dim);
+  };
+  const bool query_packed = (p.batch == 1 || p.query_stride[0] == p.queries * heads) &&
+                            (p.queries == 1 || p.query_stride[1] == heads) &&
+                            (p.heads == 1 || p.query_stride[2] == p.dim);
+  if (p.type != AttentionType::kBfloat16 || !query_packed || !packed(p.key_stride) || !packed(p.value_stride))
+    return std::nullopt;
+  SparseAttentionDecodeParams decode;
+  decode.query = p.query;
+  decode.key = p.key;
+  decode.value = p.value;
+  decode.indices = p.indices;
+  decode.counts = p.counts;
+  decode.out = p.out;
+  decode.lse = p.lse;
+  decode.batch = p.batch;
+  decode.queries = p.queries;
+  decode.keys = p.keys;
+  decode.key_batch_stride = p.batch == 1 ? 0 : p.key_stride[0];
+  decode.value_batch_stride = p.batch == 1 ? 0 : p.value_stride[0];
+  decode.heads = p.heads;
+  decode.groups = p.kv_heads;
+  decode.dim = p.dim;
+  decode.capacity = p.capacity;
+  decode.query_tile = p.query_tile;
+  decode.scale = p.scale;
+  return sparse_attention_decode_supported(decode) ? std::optional(decode) : std::nullopt;
+>>>>>>> Stashed changes
 }
 
 cudaError_t launch(const SparseAttentionParams& params, const at::Tensor& like) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+<<<<<<< Updated upstream
   if (is_hopper(like)) {
+=======
+  if (at::cuda::getCurrentDeviceProperties()->major == 9) {
+    if (const auto decode = decode_params(params)) return launch_sparse_attention_decode(*decode, stream);
+>>>>>>> Stashed changes
     const size_t bytes = sparse_attention_forward_workspace_sm90(params);
     const at::Tensor workspace = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
     const cudaError_t error =

@@ -145,6 +145,30 @@ TEST_F(SparseAttentionCuda, EdgesOfTilesAndRows) {
   }
 }
 
+TEST_F(SparseAttentionCuda, FewQueriesOverALongCache) {
+  for (const int64_t tile : {1, 64}) {
+    for (const int64_t queries : {1, 3, 8}) check({3, queries, 2000, 16, 4, 128, 700, tile, Counts::kMixed});
+    check({2, 2, 700, 9, 3, 64, 300, tile, Counts::kOftenEmpty});
+  }
+  for (int64_t group = 1; group <= 16; ++group) check({2, 2, 600, 2 * group, 2, 128, 90, 1, Counts::kMixed});
+  check({1, 1, 1, 16, 4, 128, 64, 1});
+  check({1, 1, 200000, 16, 4, 128, 2048, 1});
+  check({40, 1, 1500, 16, 4, 128, 1024, 1});
+}
+
+TEST_F(SparseAttentionCuda, ViewsOfALargerCache) {
+  Inputs in = random_inputs({3, 2, 900, 16, 4, 128, 200, 1}, at::kBFloat16);
+  const auto [expected, expected_lse] = run(in);
+  for (at::Tensor* x : {&in.key, &in.value}) {
+    at::Tensor cache = at::full({3, 2048, 4, 128}, NAN, x->options());
+    cache.slice(1, 0, 900).copy_(*x);
+    *x = cache.slice(1, 0, 900);
+  }
+  const auto [out, lse] = run(in);
+  EXPECT_TRUE(testing::same_elements(out, expected));
+  EXPECT_TRUE(testing::same_elements(lse, expected_lse));
+}
+
 TEST_F(SparseAttentionCuda, EveryGroupSize) {
   for (int64_t group = 1; group <= 16; ++group) {
     check({1, 130, 400, 2 * group, 2, 64, 50, group % 2 == 0 ? 1 : 64, Counts::kMixed});

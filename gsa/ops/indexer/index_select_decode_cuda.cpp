@@ -1,0 +1,168 @@
+// The torch side of index_select's decode kernel: which problems it takes, allocation, launch.
+
+#include "gsa/ops/indexer/index_select_decode_cuda.h"
+
+#include <ATen/cuda/CUDAContextLight.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "gsa/base/check.h"
+#include "gsa/ops/indexer/activation.h"
+#include "gsa/ops/indexer/index_select_decode.h"
+
+namespace gsa {
+namespace {
+
+constexpr const char* kOp = "index_select";
+
+IndexActivation kernel_activation(Activation activation) {
+  switch (activation) {
+    case Activation::kSigmoid:
+      return IndexActivation::kSigmoid;
+    case Activation::kHardSigmoid:
+      return IndexActivation::kHardSigmoid;
+    default:
+      return IndexActivation::kRelu;
+  }
+}
+
+DecodeBudget kernel_budget(BudgetRule rule) {
+  switch (rule) {
+    case BudgetRule::kFixed:
+      return DecodeBudget::kFixed;
+    case BudgetRule::kInverse:
+      return DecodeBudget::kInverse;
+    case BudgetRule::kAsPrinted:
+      return DecodeBudget::kAsPrinted;
+    case BudgetRule::kEntropy:
+      return DecodeBudget::kEntropy;
+    case BudgetRule::kMaxScore:
+      return DecodeBudget::kMaxScore;
+    default:
+      return DecodeBudget::kRandom;
+  }
+}
+
+IndexSelectDecodeParams sizes_of(const at::Tensor& index_query, const at::Tensor& index_key,
+                                 const IndexSelectOptions& options) {
+  IndexSelectDecodeParams params;
+  params.batch = index_query.size(0);
+  params.queries = index_query.size(1);
+  params.keys = index_key.size(1);
+  params.heads = static_cast<int>(index_query.size(2));
+  params.dim = static_cast<int>(index_query.size(3));
+  params.key_batch_stride = params.batch == 1 ? 0 : index_key.stride(0);
+  params.k_base = static_cast<int>(options.k_base);
+  params.k_min = static_cast<int>(options.k_min);
+  params.k_max = static_cast<int>(options.k_max);
+  params.capacity = static_cast<int>(selection_capacity(options));
+  params.keep_first = static_cast<int>(options.keep_first);
+  params.keep_recent = static_cast<int>(options.keep_recent);
+  params.query_tile = static_cast<int>(options.query_tile);
+  params.activation = kernel_activation(parse_activation(kOp, options.activation));
+  params.rule = kernel_budget(parse_budget_rule(kOp, options.budget));
+  return params;
+}
+
+/// Each token's index key is contiguous and follows the one before, 16-byte aligned: views of a cache are.
+bool loadable(const at::Tensor& index_key) {
+  return index_key.stride(2) == 1 && (index_key.size(1) == 1 || index_key.stride(1) == index_key.size(2)) &&
+         reinterpret_cast<uintptr_t>(index_key.const_data_ptr()) % 16 == 0;
+}
+
+at::Tensor as_floats(const std::optional<at::Tensor>& tensor, const at::Tensor& like) {
+  return tensor ? tensor->to(like.options().dtype(at::kFloat)).contiguous() : at::Tensor();
+}
+
+const float* floats_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+}
+
+/// Device memory that stays with a stream, so that its zeroed part need not be zeroed for every token. A call
+/// leaves zero what it was given zero; what lies beyond that may hold anything.
+struct StreamWorkspace {
+  at::Tensor memory;
+  size_t zeroed = 0;
+};
+
+/// Launches with the stream's workspace; under a capture with memory of the graph's own, which the launch
+/// zeroes: a graph may be replayed on any stream, beside anything.
+void launch(IndexSelectDecodeParams& params, const at::Tensor& like) {
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
+  const int multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+  const size_t bytes = index_select_decode_workspace_bytes(params, multiprocessors);
+  const size_t zeroed = index_select_decode_zeroed_bytes(params, multiprocessors);
+  const auto options = like.options().dtype(at::kByte);
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    const at::Tensor memory = at::empty({static_cast<int64_t>(bytes)}, options);
+    params.workspace = memory.mutable_data_ptr();
+    C10_CUDA_CHECK(launch_index_select_decode(params, stream.stream()));
+    return;
+  }
+  static std::mutex mutex;
+  static auto& workspaces = *new std::map<std::pair<int, c10::StreamId>, StreamWorkspace>;  // outlives CUDA
+  const std::lock_guard<std::mutex> lock(mutex);
+  StreamWorkspace& workspace = workspaces[{stream.device_index(), stream.id()}];
+  if (!workspace.memory.defined() || static_cast<size_t>(workspace.memory.numel()) < bytes) {
+    workspace.memory = at::empty({static_cast<int64_t>(bytes)}, options);
+    workspace.zeroed = 0;
+  }
+  params.workspace = workspace.memory.mutable_data_ptr();
+  params.workspace_zeroed = zeroed <= workspace.zeroed;
+  workspace.zeroed = 0;  // should the launch fail
+  C10_CUDA_CHECK(launch_index_select_decode(params, stream.stream()));
+  workspace.zeroed = zeroed;
+}
+
+}  // namespace
+
+std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decode(
+    const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
+    const std::optional<at::Tensor>& head_bias, const std::optional<at::Tensor>& running_mean,
+    const IndexSelectOptions& options, const std::optional<at::Tensor>& log_scale,
+    const std::optional<at::Tensor>& lengths) {
+  if (index_query.size(1) > decode::kMaxTokens || index_query.scalar_type() != at::kBFloat16)
+    return std::nullopt;
+  const c10::cuda::CUDAGuard guard(index_query.device());
+  const at::Tensor key = loadable(index_key) ? index_key : index_key.clone(at::MemoryFormat::Contiguous);
+  IndexSelectDecodeParams params = sizes_of(index_query, key, options);
+  if (at::cuda::getCurrentDeviceProperties()->major != 9 || !index_select_decode_supported(params))
+    return std::nullopt;
+  at::Tensor query = index_query.contiguous();
+  if (reinterpret_cast<uintptr_t>(query.const_data_ptr()) % 16 != 0) query = query.clone();
+  const at::Tensor weight = as_floats(head_weight, query), bias = as_floats(head_bias, query);
+  const at::Tensor mean = as_floats(running_mean, query), scale = as_floats(log_scale, query);
+  at::Tensor row_lengths;
+  if (lengths) {
+    check_shape(kOp, "lengths", *lengths, {params.batch}, "[B]");
+    check_dtype(kOp, "lengths", *lengths, at::kInt);
+    check_same_device(kOp, "lengths", *lengths, "index_query", index_query);
+    row_lengths = lengths->contiguous();
+    params.lengths = row_lengths.const_data_ptr<int32_t>();
+  }
+  const auto ints = query.options().dtype(at::kInt);
+  const at::Tensor indices = at::empty({params.batch, params.queries, params.capacity}, ints);
+  const at::Tensor counts = at::empty({params.batch, params.queries}, ints);
+  const at::Tensor statistic = at::empty({params.batch, params.queries}, query.options().dtype(at::kFloat));
+  params.index_query = query.const_data_ptr();
+  params.index_key = key.const_data_ptr();
+  params.head_weight = weight.const_data_ptr<float>();
+  params.head_bias = floats_or_null(bias);
+  params.running_mean = floats_or_null(mean);
+  params.log_scale = floats_or_null(scale);
+  params.indices = indices.mutable_data_ptr<int32_t>();
+  params.counts = counts.mutable_data_ptr<int32_t>();
+  params.statistic = statistic.mutable_data_ptr<float>();
+  launch(params, query);
+  return std::make_tuple(indices, counts, statistic);
+}
+
+}  // namespace gsa

@@ -1,0 +1,69 @@
+// What the CTAs of index_select's decode kernel hold: in shared memory each for itself, in the workspace for
+// the other parts of the row.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "gsa/ops/indexer/index_select_decode_params.h"
+
+namespace gsa::decode {
+
+constexpr int kWarps = kThreads / 32;
+
+// What one part tells the others of its row, per query.
+struct Slot {
+  double a, b, c;     // sum, sum of squares, number of scores; or maximum, sum of exp, sum of x exp
+  unsigned selected;  // keys above the boundary bin, kept ones included
+  unsigned tied;      // keys in it
+};
+
+// Pointers into the workspace. The first `zeroed_bytes` of it are zero between launches.
+struct Workspace {
+  unsigned* barrier;     // [batch, 2] parts that arrived, parts that left
+  unsigned* list_count;  // [rows]
+  unsigned* bounds;      // [rows, kRounds, 2] ~smallest and largest candidate
+  unsigned* histogram;   // [rows, kBins] of round 0; not kept zero: [kRounds - 1, rows, kBins] of the others
+  Slot* slots;           // [ctas, T]
+  unsigned long long* list;  // [rows, kCandidates]
+  float* scores;             // [rows, padded keys] where a part does not fit shared memory, else null
+  size_t zeroed_bytes;
+};
+
+enum class Mode { kNone, kAll, kBin, kList, kTied };
+
+// The search for one query's boundary score; the same in every part of the row.
+struct Search {
+  Mode mode;
+  int wanted;                  // keys still to take from the interval or bin
+  int count;                   // keys the query gets in all
+  unsigned bin;                // that holds the boundary
+  unsigned candidates;         // keys in it
+  unsigned key_low, key_high;  // of later rounds: the ordered scores that the bins divide
+  int shift;                   // and the width of a bin: 1 << shift
+  float score;                 // in the end: higher scores are selected, and equal ones up to `position`;
+  int position;                // kTied: the first `wanted` equal ones, in the order of their positions
+};
+
+struct Part {
+  int row, rank, splits, length, begin, end;
+};
+
+// What a part counts of a query's keys: selected for sure, in the boundary bin, and of these ~smallest and
+// largest ordered score.
+struct Tally {
+  unsigned selected, tied, low, high;
+};
+
+struct Shared {
+  Part part;
+  Search search[kMaxTokens];
+  Tally tally[kMaxTokens];
+  float2 bins[kMaxColumns];  // of round 0, per query: lowest score, bins per score; columns without a query
+                             // read it too
+  double stat[kWarps][kMaxTokens][4][3];
+  unsigned warp_total[kWarps], warp_tied[kWarps];
+  unsigned before, tied_before;
+  unsigned long long list[kCandidates];
+};
+
+}  // namespace gsa::decode

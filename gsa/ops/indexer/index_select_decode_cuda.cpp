@@ -2,7 +2,6 @@
 
 #include "gsa/ops/indexer/index_select_decode_cuda.h"
 
-#include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
@@ -86,6 +85,13 @@ const float* floats_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
 
+/// Asked of the runtime, not of ATen: libgsa is not linked to libtorch_cuda.
+int device_attribute(cudaDeviceAttr attribute, const at::Tensor& tensor) {
+  int value = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, tensor.get_device()));
+  return value;
+}
+
 /// Device memory that stays with a stream, so that its zeroed part need not be zeroed for every token. A call
 /// leaves zero what it was given zero; what lies beyond that may hold anything.
 struct StreamWorkspace {
@@ -97,7 +103,7 @@ struct StreamWorkspace {
 /// zeroes: a graph may be replayed on any stream, beside anything.
 void launch(IndexSelectDecodeParams& params, const at::Tensor& like) {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
-  const int multiprocessors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, like);
   const size_t bytes = index_select_decode_workspace_bytes(params, multiprocessors);
   const size_t zeroed = index_select_decode_zeroed_bytes(params, multiprocessors);
   const auto options = like.options().dtype(at::kByte);
@@ -134,7 +140,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decod
   const c10::cuda::CUDAGuard guard(index_query.device());
   const at::Tensor key = loadable(index_key) ? index_key : index_key.clone(at::MemoryFormat::Contiguous);
   IndexSelectDecodeParams params = sizes_of(index_query, key, options);
-  if (at::cuda::getCurrentDeviceProperties()->major != 9 || !index_select_decode_supported(params))
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor, key) != 9 || !index_select_decode_supported(params))
     return std::nullopt;
   at::Tensor query = index_query.contiguous();
   if (reinterpret_cast<uintptr_t>(query.const_data_ptr()) % 16 != 0) query = query.clone();

@@ -65,13 +65,13 @@ bool small_enough(const at::Tensor& query, const at::Tensor& key) {
   return key.size(1) <= kMost / 2 && query.size(0) * (query.size(1) + 64) * query.size(2) <= kMost;
 }
 
-<<<<<<< Updated upstream
 /// Asked of the runtime, not of ATen: libgsa is not linked to libtorch_cuda.
 bool is_hopper(const at::Tensor& tensor) {
   int major = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, tensor.get_device()));
   return major == 9;
-=======
+}
+
 /// The same problem for the decode kernel, which wants few queries and tokens that lie one after the other:
 /// views of a cache do.
 std::optional<SparseAttentionDecodeParams> decode_params(const SparseAttentionParams& p) {
@@ -104,17 +104,12 @@ std::optional<SparseAttentionDecodeParams> decode_params(const SparseAttentionPa
   decode.query_tile = p.query_tile;
   decode.scale = p.scale;
   return sparse_attention_decode_supported(decode) ? std::optional(decode) : std::nullopt;
->>>>>>> Stashed changes
 }
 
 cudaError_t launch(const SparseAttentionParams& params, const at::Tensor& like) {
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-<<<<<<< Updated upstream
   if (is_hopper(like)) {
-=======
-  if (at::cuda::getCurrentDeviceProperties()->major == 9) {
     if (const auto decode = decode_params(params)) return launch_sparse_attention_decode(*decode, stream);
->>>>>>> Stashed changes
     const size_t bytes = sparse_attention_forward_workspace_sm90(params);
     const at::Tensor workspace = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
     const cudaError_t error =

@@ -11,6 +11,8 @@
 #include <sys/resource.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <limits>
+
 #include "gsa/testing/random.h"
 
 namespace gsa {
@@ -35,6 +37,11 @@ at::Tensor plain(const at::Tensor& hidden, const at::Tensor& weight, const at::T
 
 double error(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+}
+
+// What rounding the sum and the result to fp32 may cost: the reference's one number can be exact by luck.
+double rounding(const at::Tensor& loss) {
+  return 4 * std::numeric_limits<float>::epsilon() * loss.abs().item<double>();
 }
 
 TEST(ChunkedCrossEntropy, EqualsThePlainOneInDouble) {
@@ -65,7 +72,7 @@ TEST(ChunkedCrossEntropy, FloatKeepsTheToleranceRule) {
   const auto reference = gradients(hidden, weight, [&](auto& h, auto& w) { return plain(h, w, targets); });
   const auto got = gradients(hidden, weight,
                              [&](auto& h, auto& w) { return chunked_cross_entropy(h, w, targets, {}, 64); });
-  EXPECT_LE(error(got.loss, exact.loss), 2 * error(reference.loss, exact.loss) + 1e-6);
+  EXPECT_LE(error(got.loss, exact.loss), 2 * error(reference.loss, exact.loss) + rounding(exact.loss));
   EXPECT_LE(error(got.hidden, exact.hidden), 2 * error(reference.hidden, exact.hidden));
   EXPECT_LE(error(got.weight, exact.weight), 2 * error(reference.weight, exact.weight));
 }
@@ -85,7 +92,7 @@ TEST(ChunkedCrossEntropy, ProductsMayRunInBf16) {
   EXPECT_EQ(got.loss.scalar_type(), at::kFloat);
   EXPECT_EQ(got.weight.scalar_type(), at::kFloat);
   EXPECT_GT(error(got.hidden, exact.hidden), 1e-5);  // it did run in bf16
-  EXPECT_LE(error(got.loss, exact.loss), 2 * error(reference.loss, exact.loss) + 1e-6);
+  EXPECT_LE(error(got.loss, exact.loss), 2 * error(reference.loss, exact.loss) + rounding(exact.loss));
   EXPECT_LE(error(got.hidden, exact.hidden), 2 * error(reference.hidden, exact.hidden));
   EXPECT_LE(error(got.weight, exact.weight), 2 * error(reference.weight, exact.weight));
 }

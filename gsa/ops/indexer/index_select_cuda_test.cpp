@@ -184,7 +184,7 @@ TEST_F(IndexSelectCuda, MatchesFp64OnRandomProblems) {
 TEST_F(IndexSelectCuda, TiesGoToTheLowerPosition) {
   for (const std::string activation : {"hard_sigmoid", "relu"}) {
     check_exact(tied_inputs(2, 300, 700, 4, 64), make_options(50, activation, 3, 5));
-    check_exact(tied_inputs(1, 130, 5000, 2, 32), make_options(64, activation, 0, 0));  // with a sampled gate
+    check_exact(tied_inputs(1, 130, 5000, 2, 64), make_options(64, activation, 0, 0));  // with a sampled gate
   }
   Inputs equal = tied_inputs(1, 100, 3000, 4, 64);
   equal.key = equal.key.slice(1, 0, 1).expand({1, 3000, 64}).contiguous();

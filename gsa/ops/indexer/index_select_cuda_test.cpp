@@ -39,7 +39,8 @@ Inputs random_inputs(int64_t batch, int64_t queries, int64_t keys, int64_t heads
           at::randn({heads}) * 0.3};
 }
 
-/// Small whole numbers: every product, sum and activation is exact in fp32, and ties abound.
+/// Small whole numbers: with the root of `dim` a power of two, every product, sum and activation is exact in
+/// fp32, and ties abound.
 Inputs tied_inputs(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t dim) {
   return {at::randint(-1, 2, {batch, queries, heads, dim}, at::kBFloat16),
           at::randint(-1, 2, {batch, keys, dim}, at::kBFloat16),

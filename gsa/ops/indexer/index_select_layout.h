@@ -87,11 +87,10 @@ __device__ void produce(const IndexSelectParams& p, const CUtensorMap* keys, con
   cuda::RingPosition<Layout<S>::kStages> at;
   const bool leader = (threadIdx.x & 31) == 0;
   for (int round = 0;; ++round) {
-    if (leader) {
-      shared.tile = static_cast<int>(atomicAdd(&header->next_tile, 1u));
-      shared.again[(round + 1) & 1] = 0;
-    }
+    if (leader) shared.tile = static_cast<int>(atomicAdd(&header->next_tile, 1u));
     tile_barrier<S>();
+    // Only now has everyone read the flag of the last round, which the next one uses again.
+    if (leader) shared.again[(round + 1) & 1] = 0;
     const int number = shared.tile;
     if (number >= works) return;
     const Work work = find_work<S>(p, lane_limit, number);

@@ -44,9 +44,17 @@ void print_header() {
 }
 
 void print_row(const Json& row) {
+  if (row.contains("skipped_at_ms")) {
+    fmt::print("{:<8} {:>8} {:>5}  {:<10} {:<13} left out: about {:.3g} s a call\n",
+               row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["batch"].get<int64_t>(),
+               row["name"].get<std::string>(), row["activation"].get<std::string>(),
+               row["skipped_at_ms"].get<double>() / 1e3);
+    std::fflush(stdout);
+    return;
+  }
   const Json parts = row["parts"].is_null() ? Json::object() : row["parts"];
   fmt::print(
-      "{:<8} {:>8} {:>5}  {:<10} {:<13} {:>10.4g} {:>10.4g} {:>9.2f} {:>10} {:>10} {:>8.1f} {:>8.0f} "
+      "{:<8} {:>8} {:>5}  {:<10} {:<13} {:>10.4g} {:>10.4g} {:>9.2f} {:>10} {:>10} {:>8.3g} {:>8.3g} "
       "{:>9.1f}{}\n",
       row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["batch"].get<int64_t>(),
       row["name"].get<std::string>(),
@@ -63,16 +71,15 @@ void run(Arguments& arguments) {
   bench.device = parse_device(arguments.device);
   bench.dtype = parse_dtype(arguments.dtype, bench.device);
   bench.text_overlap = arguments.overlap == "text";
-  Json rows = Json::array();
   if (!arguments.json) print_header();
+  bool first = true;
   testing::bench_attention(bench, [&](const Json& row) {
-    if (arguments.json) {
-      rows.push_back(row);
-    } else {
-      print_row(row);
-    }
+    if (!arguments.json) return print_row(row);
+    fmt::print("{}{}", first ? "[\n" : ",\n", row.dump(2));  // as it comes: a stopped run keeps its rows
+    std::fflush(stdout);
+    first = false;
   });
-  if (arguments.json) fmt::print("{}\n", rows.dump(2));
+  if (arguments.json) fmt::print("{}]\n", first ? "[" : "\n");
 }
 
 }  // namespace

@@ -30,7 +30,8 @@ struct AttentionBenchOptions {
 /// One row per measurement, as soon as it is there: name (dense, reference, exact, shared), phase (prefill,
 /// decode), activation, length, batch, ms_median, ms_min, ms_max, speedup_vs_dense, parts {selection,
 /// attention} in ms, tflops, gbytes_per_s, peak_memory_mib; and what else the row needs to be read rightly
-/// (backend, extrapolated, overlap).
+/// (backend, extrapolated, overlap). A call that would take several times the time of a measurement, judged
+/// by the last smaller one, is left out: its numbers are null and skipped_at_ms says what was expected.
 void bench_attention(const AttentionBenchOptions& options, const std::function<void(const Json&)>& report);
 
 }  // namespace gsa::testing

@@ -15,7 +15,7 @@ struct Timing {
 struct TimingOptions {
   int warmup = 3;
   int iterations = 20;
-  double budget_seconds = 20;  // fewer iterations (at least one) when they would take longer than this
+  double budget_seconds = 3;  // fewer iterations (at least one) when they would take longer than this
 };
 
 /// Runs `call` repeatedly. Before every run a buffer larger than twice the last-level cache is written, so

@@ -89,8 +89,10 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
   }
   size_ = static_cast<size_t>(status.st_size);
   if (size_ > 0) {
-    // Private and writable: tensors over the map may be changed in memory (pages are copied then), the file never is.
-    void* address = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, descriptor, 0);
+    // Private and writable: tensors over the map may be changed in memory (pages are copied then), the file
+    // never is.
+    void* address =
+        ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, descriptor, 0);
     if (address == MAP_FAILED) {
       const int error = errno;
       ::close(descriptor);

@@ -12,11 +12,6 @@ import demo_report  # noqa: E402
 
 
 class Corpus(unittest.TestCase):
-    def test_every_passage_comes_again_two_passages_later(self):
-        lines = [f"{i:03d} " + "x" * (demo.PASSAGE - 5) + "\n" for i in range(6)]  # one passage each
-        woven = [line[:3] for line in demo.with_recalls("".join(lines)).splitlines()]
-        self.assertEqual(woven, ["000", "001", "002", "000", "003", "001", "004", "002", "005", "003"])
-
     def test_text_from_afar_is_told_from_text_that_repeats_nearby(self):
         import random
         draw = random.Random(1)

@@ -20,9 +20,8 @@ import zlib
 import demo_report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CORPUS_BYTES = 6_000_000
+CORPUS_BYTES = 12_000_000
 HELD_OUT = 0.1
-PASSAGE = 240  # characters
 PROMPT = '''class Rectangle:
     def __init__(self, width, height, colour=None):
         self.width = width
@@ -113,23 +112,6 @@ def own_text(names):
     return documents
 
 
-def with_recalls(text):
-    """The text with every passage of about PASSAGE characters coming again two passages later, as quoted, moved and copied code does.
-    Ten minutes of training teach a small model to look back only when looking back pays on every line."""
-    passages, current = [], ""
-    for line in text.splitlines(keepends=True):
-        current += line
-        if len(current) >= PASSAGE:
-            passages.append(current)
-            current = ""
-    woven = []
-    for i, passage in enumerate(passages):
-        woven.append(passage)
-        if i >= 2:
-            woven.append(passages[i - 2])
-    return "".join(woven) + current
-
-
 # ---- steps ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +126,9 @@ class Demo:
         self.model = read_json(ROOT / self.run_file["model_config"])
         for stage in self.run_file["stages"]:
             stage["steps"] = max(2, round(stage["steps"] * arguments.scale))
-        self.sequences = max(2, round(24 * min(1, arguments.scale)))
+        # Products this small gain nothing from a second thread, and lose much on a busy machine.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        self.sequences = max(2, round(96 * min(1, arguments.scale)))
         self.k = self.model["gsa"]["budget"]["k_base"]
         self.length = self.run_file["stages"][0]["sequence_length"]
         self.indexers = {"recommended": self.model["gsa"]["indexer"]}
@@ -167,7 +151,7 @@ class Demo:
         path = self.out / "corpus.jsonl"
         with open(path, "w", encoding="utf-8") as file:
             for name, text in documents:
-                file.write(json.dumps({"name": name, "text": with_recalls(text)}) + "\n")
+                file.write(json.dumps({"name": name, "text": text}) + "\n")
         say(f"corpus: {len(documents)} documents, {total / 1e6:.1f} million characters")
         return path
 
@@ -178,8 +162,8 @@ class Demo:
         self.command("data", "prepare", corpus, "--tokenizer", tokenizer, "--output", self.out / "tokens", "--held-out", HELD_OUT,
                      "--overwrite")
 
-    def train(self, name, stage, model, checkpoint=None):
-        """One stage as a run of its own, so that its checkpoint can be the start of several others."""
+    def run_of(self, name, stage, model, checkpoint=None):
+        """The run file of one stage: each is a run of its own, so that its checkpoint can be the start of several others."""
         run = {key: value for key, value in self.run_file.items() if key not in ("stages", "model_config")}
         run.update(output=str(self.out / name), stages=[stage], device=self.device,
                    data={**run["data"], "sources": [{"path": str(self.out / "tokens")}]})
@@ -191,13 +175,33 @@ class Demo:
             run.update(model_config=self.run_file["model_config"], model=model)
         path = self.out / f"{name}.json"
         path.write_text(json.dumps(run, indent=2))
-        self.command("train", "--config", path)
+        return path
+
+    def train(self, name, stage, model, checkpoint=None):
+        self.command("train", "--config", self.run_of(name, stage, model, checkpoint))
         return self.out / name / "final"
+
+    def train_together(self, names, stage, models, checkpoint):
+        """Runs that do not need each other, side by side; what they say goes to <name>.log."""
+        running = []
+        for name, model in zip(names, models):
+            path = self.run_of(name, stage, model, checkpoint)
+            print(f"$ gsa train --config {shlex.quote(str(path))}  (writes {self.out / (name + '.log')})", flush=True)
+            log = open(self.out / f"{name}.log", "w")
+            running.append((name, log, subprocess.Popen([self.gsa, "train", "--config", str(path)], cwd=ROOT, stdout=log, stderr=log)))
+        for name, log, process in running:
+            code = process.wait()
+            log.close()
+            lines = (self.out / f"{name}.log").read_text().strip().splitlines()
+            if code != 0:
+                fail(lines[-1] if lines else f"gsa train failed for {name}")
+            print(f"{name}: " + next((line for line in reversed(lines) if " loss " in line), ""), flush=True)
+        return {name: self.out / name / "final" for name in names}
 
     def evaluate(self, name, checkpoint, rows, pictures=0):
         path = self.out / f"eval-{name}.json"
         self.command("eval", checkpoint, "--data", self.out / "tokens", "--rows", ",".join(rows), "--k", self.k, "--length", self.length,
-                     "--sequences", self.sequences, "--packing", "packed" if self.text else "windows", "--pictures", pictures,
+                     "--sequences", self.sequences, "--batch", 8, "--packing", "packed" if self.text else "windows", "--pictures", pictures,
                      "--device", self.device, "--json", path, capture=True)
         return {row: result for row, result in zip(rows, read_json(path)["results"])}
 
@@ -213,10 +217,9 @@ class Demo:
         self.prepare()
         say("dense stage: gates, no indexer")
         dense = self.train("dense", dense_stage, {"gsa": {"indexer": None}})
-        warmed = {}
-        for name in ("paper", "recommended"):
-            say(f"indexer warm-up: {name}, from the same dense model")
-            warmed[name] = self.train(name, warmup_stage, {"gsa": {"indexer": self.indexers[name], "budget": self.model["gsa"]["budget"]}}, dense)
+        say("indexer warm-up: paper and recommended, from the same dense model")
+        models = [{"gsa": {"indexer": self.indexers[name], "budget": self.model["gsa"]["budget"]}} for name in ("paper", "recommended")]
+        warmed = self.train_together(("paper", "recommended"), warmup_stage, models, dense)
         say("sparse stage: recommended")
         sparse = self.train("sparse", sparse_stage, {}, warmed["recommended"])
 

@@ -28,12 +28,7 @@ PROMPT = '''class Rectangle:
         self.height = height
         self.colour = colour
 
-    def area(self):
-        return self.width * self.height
-
-    def scale(self, factor):
-        self.width = self.width * factor
-        self.'''
+    def '''
 
 
 def say(text):
@@ -254,8 +249,8 @@ class Demo:
         if self.text:
             prompt = pathlib.Path(self.text[0]).read_text(encoding="utf-8")[:600]
         say("completion")
-        result = json.loads(self.command("generate", checkpoint, "--prompt", prompt, "--max-new-tokens", 160, "--temperature", 0.3,
-                                         "--seed", 1, "--device", self.device, "--json", capture=True))
+        result = json.loads(self.command("generate", checkpoint, "--prompt", prompt, "--max-new-tokens", 160, "--temperature", 0.8,
+                                         "--top-p", 0.9, "--seed", 2, "--device", self.device, "--json", capture=True))
         print(f"{prompt}\033[1m{result['text']}\033[0m" if sys.stdout.isatty() else prompt + result["text"])
         print(f"(prefill {result['prefill_tokens_per_second']:.0f} tokens/s, decode {result['decode_tokens_per_second']:.0f} tokens/s)")
         return prompt, result["text"]

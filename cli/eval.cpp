@@ -47,7 +47,11 @@ EvalOptions row_options(const std::string& row, const Decoder& model, const Eval
       fail("eval: --rows indexer expected a model with an indexer, got ", arguments.checkpoint);
     if (arguments.k == 0) fail("eval: --rows ", row, " expected --k for a model without an indexer");
   }
-  if (row == "indexer") options.pictures = arguments.pictures;
+  if (row == "indexer") {
+    options.pictures = arguments.pictures;
+    // Inside a shared tile later queries influence what earlier ones attend: never mixed with exact numbers.
+    if (model.config().gsa.indexer->query_tile > 1) options.label += " (shared rows)";
+  }
   return options;
 }
 

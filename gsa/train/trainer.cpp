@@ -150,6 +150,11 @@ void Run::open_stage() {
     if (const auto reason = dense_in_disguise(model_->config().gsa, stage_->stage.sequence_length)) {
       events_.warning("stage " + std::to_string(state_.stage + 1) + " (sparse): " + *reason);
     }
+    if (const auto& indexer = model_->config().gsa.indexer; indexer && indexer->query_tile > 1) {
+      events_.warning("stage " + std::to_string(state_.stage + 1) +
+                      " (sparse): with query_tile > 1 a query's keys depend on later queries of its tile; "
+                      "the training loss may see the future");
+    }
   }
 }
 

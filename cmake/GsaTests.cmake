@@ -2,11 +2,13 @@
 find_package(GTest REQUIRED)
 set(GSA_PYTHON "${CMAKE_SOURCE_DIR}/.venv/bin/python" CACHE FILEPATH "Python with the pinned wheels, for golden tests")
 
-# Python is not sanitized: the sanitizer's runtime has to be there before it loads our library.
+# Python is not sanitized: the sanitizer's runtime has to be there before it loads our library, and libstdc++ with it, whose
+# exceptions the runtime intercepts.
 set(test_environment "")
 if(GSA_SANITIZE MATCHES "address")
   execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libasan.so OUTPUT_VARIABLE asan_runtime OUTPUT_STRIP_TRAILING_WHITESPACE)
-  set(test_environment "LD_PRELOAD=${asan_runtime};ASAN_OPTIONS=detect_leaks=0")
+  execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libstdc++.so.6 OUTPUT_VARIABLE standard_library OUTPUT_STRIP_TRAILING_WHITESPACE)
+  set(test_environment "LD_PRELOAD=${asan_runtime}:${standard_library};ASAN_OPTIONS=detect_leaks=0")
 endif()
 
 add_library(gsa_tolerance STATIC ${CMAKE_SOURCE_DIR}/gsa/testing/tolerance.cpp)

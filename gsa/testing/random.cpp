@@ -1,5 +1,7 @@
 #include "gsa/testing/random.h"
 
+#include <ATen/Context.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +23,7 @@ uint64_t run_seed() {
 
 std::mt19937_64 case_generator(uint64_t case_index) {
   std::seed_seq sequence{run_seed(), case_index};
+  at::manual_seed(run_seed() ^ (case_index << 32));
   return std::mt19937_64(sequence);
 }
 

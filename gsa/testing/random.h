@@ -10,7 +10,7 @@ namespace gsa::testing {
 uint64_t run_seed();
 
 /// A generator for one property-test case; `case_index` makes cases differ, the printed run seed makes them
-/// repeatable.
+/// repeatable. Seeds ATen's generators too, so that a case can be repeated without those before it.
 std::mt19937_64 case_generator(uint64_t case_index);
 
 /// A uniform integer in [low, high].

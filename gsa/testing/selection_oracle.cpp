@@ -85,14 +85,16 @@ std::vector<std::vector<int64_t>> oracle_rows(const at::Tensor& scores, const st
   return rows;
 }
 
-int64_t oracle_budget(double statistic, double mean, int64_t position, const IndexSelectOptions& options) {
-  double wanted = static_cast<double>(options.k_base);
+int64_t oracle_budget(float statistic, float mean, int64_t position, const IndexSelectOptions& options) {
+  const auto base = static_cast<float>(options.k_base);
+  float wanted = base;
   if (options.budget == "inverse" || options.budget == "max_score") {
-    wanted = statistic <= 0 ? static_cast<double>(options.k_max) : std::nearbyint(wanted * mean / statistic);
+    wanted = statistic <= 0 ? static_cast<float>(options.k_max) : std::nearbyint(mean / statistic * base);
   } else if (options.budget != "fixed") {
-    wanted = std::nearbyint(wanted * statistic / mean);
+    wanted = std::nearbyint(statistic / mean * base);
   }
-  wanted = std::clamp(wanted, static_cast<double>(options.k_min), static_cast<double>(options.k_max));
+  if (std::isnan(wanted)) wanted = base;
+  wanted = std::clamp(wanted, static_cast<float>(options.k_min), static_cast<float>(options.k_max));
   return std::min(static_cast<int64_t>(wanted), position + 1);
 }
 

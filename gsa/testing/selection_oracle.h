@@ -18,8 +18,9 @@ std::vector<int64_t> oracle_topk(const std::vector<double>& scores, int64_t k);
 std::vector<std::vector<int64_t>> oracle_rows(const at::Tensor& scores, const std::vector<int64_t>& budget,
                                               const IndexSelectOptions& options);
 
-/// k_t from the statistic (semantics: line 4); `mean` is ignored for the fixed rule.
-int64_t oracle_budget(double statistic, double mean, int64_t position, const IndexSelectOptions& options);
+/// k_t from the statistic (semantics: line 4), in fp32 as the contract has it: a ratio next to a half would
+/// round the other way in fp64. `mean` is ignored for the fixed rule.
+int64_t oracle_budget(float statistic, float mean, int64_t position, const IndexSelectOptions& options);
 
 /// Population variance of the valid scores of each row of [T,S].
 std::vector<double> oracle_variance(const at::Tensor& scores);

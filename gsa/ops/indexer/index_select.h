@@ -42,7 +42,7 @@ struct IndexSelectOptions {
 ///   by every rule but "fixed" log_scale: one number (absent: 0), read by the "entropy" rule
 ///
 /// Per query t at position p = t + S - T: k_t = clamp(round(k_base * c_t), k_min, min(k_max, p + 1)),
-/// rounding half to even. query_tile 1: the row holds the kept positions (the first keep_first and the last
+/// in fp32, rounding half to even. query_tile 1: the row holds the kept positions (the first keep_first and the last
 /// keep_recent up to p, whatever their scores) and the best-scoring other keys up to k_t in all. query_tile >
 /// 1: the row of queries [r * query_tile, (r + 1) * query_tile) holds round(tile_factor * k) keys before the
 /// tile's start (k: the largest k_t of the tile; kept positions counted from the tile's start among them; the

@@ -97,19 +97,6 @@ void check_row(const double* scores, int64_t position, const std::vector<int64_t
   ASSERT_LE(best_left - worst_chosen, slack);
 }
 
-/// k_t in fp32, the precision of the statistic: in fp64 a ratio next to a half would round the other way.
-int64_t fp32_budget(float statistic, double mean, int64_t position, const IndexSelectOptions& options) {
-  const bool inverse = options.budget == "inverse";
-  float wanted = static_cast<float>(options.k_base);
-  if (options.budget != "fixed") {
-    const float running = static_cast<float>(mean);
-    wanted = std::nearbyint((inverse ? running / statistic : statistic / running) * wanted);
-    if (inverse && statistic <= 0) wanted = static_cast<float>(options.k_max);
-  }
-  wanted = std::clamp(wanted, static_cast<float>(options.k_min), static_cast<float>(options.k_max));
-  return std::min(static_cast<int64_t>(wanted), position + 1);
-}
-
 /// A whole selection. Slack: twice what scores in the same dtype are off from fp64, and the hardware's tanh.
 void check_selection(const Inputs& in, const IndexSelectOptions& options, double mean = 0.05) {
   const Inputs device = in.on(at::Device(at::kCUDA, 0), at::kBFloat16), wide = in.on(at::kCPU, at::kDouble);
@@ -130,9 +117,9 @@ void check_selection(const Inputs& in, const IndexSelectOptions& options, double
     const auto variance = testing::oracle_variance(scores[b]);
     for (int64_t t = 0; t < queries; ++t) {
       const int64_t position = t + keys - queries;
-      const double found = statistic[b][t].item<double>();
+      const float found = statistic[b][t].item<float>();
       EXPECT_NEAR(found, variance[t], 2e-3 * variance[t] + 1e-6) << "query " << t;
-      const int64_t budget = fp32_budget(static_cast<float>(found), mean, position, options);
+      const int64_t budget = testing::oracle_budget(found, static_cast<float>(mean), position, options);
       const auto row = testing::row_of(indices, counts, b, t);
       SCOPED_TRACE(::testing::Message() << "batch " << b << " query " << t);
       check_row(scores[b][t].const_data_ptr<double>(), position, row, budget, options, slack);

@@ -49,7 +49,7 @@ IndexSelectOptions random_options(std::mt19937_64& generator) {
 }
 
 /// Rows, counts and statistic against loops over the explicit scores.
-void check(const Inputs& in, const IndexSelectOptions& options, double mean) {
+void check(const Inputs& in, const IndexSelectOptions& options, float mean) {
   const auto [indices, counts, statistic] =
       index_select(in.query, in.key, in.weight, in.bias, at::full({}, mean, at::kFloat), options);
   const int64_t queries = in.query.size(1), keys = in.key.size(1);
@@ -62,7 +62,7 @@ void check(const Inputs& in, const IndexSelectOptions& options, double mean) {
     for (int64_t t = 0; t < queries; ++t) {
       EXPECT_NEAR(statistic[b][t].item<double>(), variance[t], 1e-5 * (1 + variance[t]));
       budget.push_back(
-          testing::oracle_budget(statistic[b][t].item<double>(), mean, t + keys - queries, options));
+          testing::oracle_budget(statistic[b][t].item<float>(), mean, t + keys - queries, options));
     }
     const auto rows = testing::oracle_rows(scores[b], budget, options);
     ASSERT_EQ(indices.size(1), static_cast<int64_t>(rows.size()));
@@ -84,7 +84,7 @@ TEST(IndexSelect, MatchesTheOracleOnRandomShapes) {
     check(random_inputs(1 + trial % 2, queries, keys, testing::draw(generator, 1, 5),
                         testing::draw(generator, 1, 20)),
           options, 0.05f);
-    check(tied_inputs(1, queries, keys, 2), options, 0.5);
+    check(tied_inputs(1, queries, keys, 2), options, 0.5f);
   }
 }
 
@@ -114,7 +114,7 @@ TEST(IndexSelect, NanScoresAreNeverSelectedAndCountForNothing) {
   EXPECT_TRUE(statistic.isfinite().all().item<bool>());
   for (int64_t tile : {1, 5}) {
     options.query_tile = tile;
-    check(in, options, 1.0);
+    check(in, options, 1.0f);
   }
 }
 
@@ -141,7 +141,7 @@ TEST(IndexSelect, EntropyMaximumAndRandomRules) {
         index_select(in.query, in.key, in.weight, in.bias, mean, options, log_scale);
     for (int64_t t = 0; t < 20; ++t) {
       const at::Tensor valid = scores[t].slice(0, 0, t + 5);
-      const double measured = statistic[0][t].item<double>();
+      const float measured = statistic[0][t].item<float>();
       if (options.budget == "entropy") {
         const at::Tensor p = (valid * std::exp(0.7)).softmax(0);
         EXPECT_NEAR(measured, -(p * p.log()).sum().item<double>(), 1e-5);
@@ -151,7 +151,7 @@ TEST(IndexSelect, EntropyMaximumAndRandomRules) {
         EXPECT_GE(measured, 0.5);
         EXPECT_LT(measured, 1.5);
       }
-      EXPECT_EQ(counts[0][t].item<int64_t>(), testing::oracle_budget(measured, 1.0, t + 4, options));
+      EXPECT_EQ(counts[0][t].item<int64_t>(), testing::oracle_budget(measured, 1.0f, t + 4, options));
     }
   }
 }

@@ -21,7 +21,10 @@ bool is_derived(const std::string& name) {
 
 std::string shape_text(at::IntArrayRef shape) {
   std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? "," : "") + std::to_string(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) text += ',';
+    text += std::to_string(shape[i]);
+  }
   return text + "]";
 }
 

@@ -1,7 +1,9 @@
 #include "gsa/ops/indexer/activation.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/clamp.h>
+#include <ATen/ops/neg.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
 #include <c10/util/Exception.h>
@@ -15,10 +17,22 @@ Activation parse_activation(std::string_view op, std::string_view name) {
   TORCH_CHECK_VALUE(false, op, ": activation expected 'sigmoid', 'hard_sigmoid' or 'relu', got '", name, "'");
 }
 
+namespace {
+
+/// On a CPU at::sigmoid rounds the elements that do not fill a vector differently from the others, so equal
+/// logits would score by where they lie, and ties would not be ties. Its parts do not; but its derivative is
+/// the stable one.
+at::Tensor uniform_sigmoid(const at::Tensor& logits) {
+  if (!logits.is_cpu() || (logits.requires_grad() && at::GradMode::is_enabled())) return at::sigmoid(logits);
+  return at::neg(logits).exp_().add_(1).reciprocal_();
+}
+
+}  // namespace
+
 at::Tensor activate(const at::Tensor& logits, Activation activation) {
   switch (activation) {
     case Activation::kSigmoid:
-      return at::sigmoid(logits);
+      return uniform_sigmoid(logits);
     case Activation::kHardSigmoid:
       return at::clamp(logits * 0.25 + 0.5, 0.0, 1.0);
     default:

@@ -5,6 +5,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -78,6 +79,16 @@ TEST(IndexScores, BoundsOfTheSigmoid) {
   EXPECT_EQ(valid.numel(), 36);
   EXPECT_TRUE(valid.gt(0).all().item<bool>());
   EXPECT_TRUE(valid.lt(4).all().item<bool>());
+}
+
+TEST(IndexScores, EqualLogitsScoreAlikeWhereverTheyLie) {
+  for (const int64_t keys : {1, 7, 8, 9, 15, 17, 31, 33, 1001, 40003}) {
+    for (const auto dtype : {at::kFloat, at::kDouble}) {
+      const at::Tensor scores = index_scores(at::zeros({1, 1, 2, 4}, dtype), at::randn({1, keys, 4}, dtype),
+                                             at::rand({1, 1, 2}, dtype), at::randn({2}, dtype));
+      EXPECT_TRUE(scores.eq(scores.max()).all().item<bool>()) << keys << " keys, " << dtype;
+    }
+  }
 }
 
 TEST(IndexScores, RefusesBadArguments) {

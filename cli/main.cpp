@@ -6,8 +6,10 @@
 #include <cstdio>
 #include <exception>
 #include <string>
+#include <vector>
 
 #include "cli/commands.h"
+#include "gsa/base/config.h"
 #include "gsa/base/error.h"
 
 namespace {
@@ -17,11 +19,29 @@ std::string first_line(const std::string& text) {
   return text.substr(0, text.find('\n'));
 }
 
+/// One line for a command line that could not be read: an unknown command is named with the nearest known
+/// one.
+std::string parse_message(const CLI::App* app, const CLI::Error& error) {
+  while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
+  std::string command = app->get_name();
+  for (const CLI::App* parent = app->get_parent(); parent != nullptr; parent = parent->get_parent())
+    command = parent->get_name() + (command.empty() ? "" : " ") + command;
+  std::string message = first_line(error.what());
+  std::vector<std::string> known;
+  for (const CLI::App* child : app->get_subcommands({})) known.push_back(child->get_name());
+  const std::vector<std::string> rest = app->remaining();
+  if (!known.empty() && !rest.empty() && !rest.front().starts_with('-'))
+    message = "unknown command '" + rest.front() + "'" + gsa::suggestion(rest.front(), known);
+  return command + ": " + message + "; " + command + " --help tells more\n";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Gated Sparse Attention: train, convert, evaluate and run long-context language models"};
+  CLI::App app{"Gated Sparse Attention: train, convert, evaluate and run long-context language models",
+               "gsa"};
   app.require_subcommand(1);
+  app.failure_message(parse_message);
   app.set_version_flag("--version", GSA_VERSION);
   try {
     gsa::cli::add_commands(app);

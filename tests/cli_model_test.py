@@ -87,6 +87,10 @@ class ModelCommandsTest(unittest.TestCase):
 
     def test_mistakes(self):
         folder = self.fresh("model")
+        self.assertIn("unknown command 'genrate' (did you mean 'generate'?)", self.mistake("genrate", folder))
+        self.assertIn("gsa data: unknown command 'prepair' (did you mean 'prepare'?)", self.mistake("data", "prepair"))
+        self.assertIn("gsa train: --config is required", self.mistake("train"))
+        self.assertIn("--tempreture", self.mistake("generate", folder, "--tempreture", 1))
         self.assertIn("cannot open", self.mistake("model", "info", self.root / "none.json"))
         self.assertIn("did you mean 'hidden_size'?", self.mistake("model", "init", self.config, self.root / "x", "--set", "hiden_size=1"))
         self.assertIn("expected dense | gated | sparse | gsa, got 'gas'",

@@ -146,7 +146,8 @@ def pictures_section(result, texts, keep_first, keep_recent):
                 parts.append(f'<div class=soft>layer {picture["layer"]}</div>{strip(picture, keep_first, keep_recent)}')
     last = [picture for picture in pictures if picture["query"] == queries[-1]]
     view, following = token_view(last, tokens, texts, keep_first, keep_recent)
-    parts.append(f"<p class=soft>The last of them as text. Framed: the query, whose next token is <code>{following}</code>. Shaded: chosen by the "
+    next_token = f", whose next token is <code>{following}</code>" if following else ""
+    parts.append(f"<p class=soft>The last of them as text. Framed: the query{next_token}. Shaded: chosen by the "
                  f"indexers, the darker the more of the {len(last)} layers. Dotted: kept anyway.</p>{view}")
     return "".join(parts)
 

@@ -9,7 +9,7 @@ ops = torch.ops.gsa
 
 
 def leaf(*shape, scale=1.0):
-    return (torch.randn(*shape, dtype=torch.float64) * scale).requires_grad_()
+    return (torch.randn(shape, dtype=torch.float64) * scale).requires_grad_()
 
 
 def rows(batch, tiles, keys, density=0.6):
@@ -55,6 +55,21 @@ class Autograd(unittest.TestCase):
             self.assertTrue(torch.autograd.gradcheck(attention, (query, key, value)))
             torch.library.opcheck(ops.sparse_attention.default, (query, key, value, indices, counts, tile),
                                   test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+    def test_index_losses(self):
+        batch, queries, keys = 2, 5, 8
+        for activation, reduction, keep in (("sigmoid", "mean", (0, 0)), ("hard_sigmoid", "max", (1, 2)), ("relu", "mean", (1, 0))):
+            query, key = torch.randn(batch, queries, 4, 6, dtype=torch.float64), torch.randn(batch, keys, 2, 6, dtype=torch.float64)
+            visible = torch.arange(keys) <= torch.arange(queries)[:, None] + keys - queries
+            logits = torch.einsum("bthe,bshe->bths", query, key.repeat_interleave(2, 2)) / 6 ** 0.5
+            lse = logits.masked_fill(~visible[:, None], -torch.inf).logsumexp(-1)
+            bias = None if activation == "relu" else leaf(3)
+            indexer = (leaf(batch, queries, 3, 4), leaf(batch, keys, 4), leaf(batch, queries, 3), bias, leaf())
+            options = (activation, None, *keep, reduction)
+            indices, counts = rows(batch, queries, keys)
+            for op, attention in ((ops.index_loss_dense, (query, key, lse)), (ops.index_loss_selected, (query, key, indices, counts))):
+                self.assertTrue(torch.autograd.gradcheck(lambda *tensors: op(*attention, *tensors, *options), indexer))
+                torch.library.opcheck(op.default, (*attention, *indexer, *options))
 
     def test_selection_is_not_differentiable(self):
         query, key, weight = leaf(1, 6, 2, 4), leaf(1, 6, 4), leaf(1, 6, 2)

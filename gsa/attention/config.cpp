@@ -55,6 +55,10 @@ void check_indexer(const IndexerConfig& indexer, const BudgetConfig& budget) {
 
 }  // namespace
 
+int64_t smallest_budget(const BudgetConfig& budget) {
+  return budget.rule == "fixed" ? std::clamp(budget.k_base, budget.k_min, budget.k_max) : budget.k_min;
+}
+
 void apply_preset(GsaConfig& config, std::string_view preset) {
   if (preset != "paper" && preset != "recommended") {
     fail("preset: expected paper | recommended, got '", preset, "'",

@@ -69,6 +69,9 @@ struct BudgetConfig {
   }
 };
 
+/// The smallest k_t that the rule can give to a query with enough keys before it.
+int64_t smallest_budget(const BudgetConfig& budget);
+
 /// Everything beyond a plain Llama layer. The variants are its two switches: gates on or off, indexer present
 /// or not.
 struct GsaConfig {

@@ -75,8 +75,9 @@ at::Tensor GatedSparseAttention::operator()(const at::Tensor& h, const Attention
 
   // 4-6: budget, selection, attention over what was selected.
   if (context.trace != nullptr) start_trace(h, query, key, value, index, *context.trace);
-  const at::Tensor attention = attends_densely(context) ? attend_densely(query, key, value, context)
-                                                        : attend_selected(query, key, value, index, context);
+  const at::Tensor attention = attends_densely(key.size(1), context)
+                                   ? attend_densely(query, key, value, context)
+                                   : attend_selected(query, key, value, index, context);
   // 7: output gate, output projection.
   return o_proj(gate(attention.reshape({batch, tokens, -1}), output_gate, h));
 }
@@ -87,9 +88,15 @@ at::Tensor GatedSparseAttention::gate(const at::Tensor& x, const Linear& gate, c
   return config.gates.identity ? gated * 2 : gated;
 }
 
-bool GatedSparseAttention::attends_densely(const AttentionContext& context) const {
+bool GatedSparseAttention::attends_densely(int64_t keys, const AttentionContext& context) const {
   if (context.mode == AttentionMode::dense) return true;
-  if (context.selection.policy == SelectionPolicy::indexer) return !indexer;
+  if (context.selection.policy == SelectionPolicy::indexer) {
+    if (!indexer) return true;
+    // Every query would select all it sees, and nobody asks what was selected: the same sum, sooner.
+    const bool asked = context.trace != nullptr || context.update_statistics;
+    const bool known = config.budget.rule == "fixed" || budget.is_set();
+    return !asked && known && smallest_budget(config.budget) >= keys;
+  }
   if (!indexer && !context.selection.k) {
     fail("selection: a model without an indexer has no budget; expected a number of keys k");
   }

@@ -85,7 +85,7 @@ struct GatedSparseAttention {
     int64_t query_tile = 1;
   };
   at::Tensor gate(const at::Tensor& x, const Linear& gate, const at::Tensor& h) const;
-  bool attends_densely(const AttentionContext& context) const;
+  bool attends_densely(int64_t keys, const AttentionContext& context) const;
   void start_trace(const at::Tensor& h, const at::Tensor& query, const at::Tensor& key,
                    const at::Tensor& value, const IndexVectors& index, LayerTrace& trace) const;
   at::Tensor attend_densely(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

@@ -99,10 +99,17 @@ TEST(Decoder, EnoughKeysEqualDenseAttention) {
       config.gsa.indexer->query_tile = tile;
       Decoder model = tiny_model(config, at::kDouble);
       const at::Tensor tokens = random_tokens(config, 2, 48, 8);
-      ForwardOptions dense;
+      ForwardOptions dense, selected;
       dense.mode = AttentionMode::dense;
-      EXPECT_LT(largest_difference(hidden_of(model, tokens), hidden_of(model, tokens, dense)), 1e-12)
-          << variant << tile;
+      int64_t selections = 0;
+      selected.observer = [&](const LayerTrace& trace) { selections += trace.indices.defined(); };
+      const at::Tensor expected = hidden_of(model, tokens, dense);
+      EXPECT_LT(largest_difference(hidden_of(model, tokens, selected), expected), 1e-12) << variant << tile;
+      EXPECT_EQ(selections, static_cast<int64_t>(model.layers().size()));
+      // Nobody asks for the selection: the layer attends densely, as it does not with one key less.
+      EXPECT_TRUE(hidden_of(model, tokens).equal(expected));
+      model.set_budget(BudgetConfig{"fixed", 47, 47, 48});
+      EXPECT_FALSE(hidden_of(model, tokens).equal(expected));
     }
   }
 }

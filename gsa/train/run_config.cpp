@@ -130,10 +130,7 @@ void check_config(const RunConfig& config) {
 
 std::optional<std::string> dense_in_disguise(const GsaConfig& config, int64_t length) {
   if (!config.indexer) return std::nullopt;
-  const auto& budget = config.budget;
-  // The smallest k_t the rule can give where the row is long enough.
-  const int64_t smallest =
-      budget.rule == "fixed" ? std::clamp(budget.k_base, budget.k_min, budget.k_max) : budget.k_min;
+  const int64_t smallest = smallest_budget(config.budget);
   if (smallest < length) return std::nullopt;
   return "every query may attend to all it sees (k >= " + std::to_string(smallest) + ", sequences of " +
          std::to_string(length) + "): this stage is dense in disguise; use longer sequences or a smaller k";

@@ -15,6 +15,11 @@ add_library(gsa_tolerance STATIC ${CMAKE_SOURCE_DIR}/gsa/testing/tolerance.cpp)
 target_link_libraries(gsa_tolerance PUBLIC gsa_testing GTest::gtest PRIVATE gsa_warnings)
 
 function(gsa_add_test name)
+  set(emulated ${ARGN})  # kernels compiled as C++
+  list(FILTER emulated INCLUDE REGEX "_emulated_test\\.cpp$")
+  if(emulated)
+    set_source_files_properties(${emulated} PROPERTIES COMPILE_OPTIONS -Wno-unknown-pragmas)
+  endif()
   add_executable(${name} ${ARGN})
   set_target_properties(${name} PROPERTIES BUILD_RPATH "${CMAKE_BINARY_DIR}/lib;${GSA_TORCH_LIB}")
   target_link_libraries(${name} PRIVATE libgsa gsa_tolerance GTest::gtest_main gsa_warnings)

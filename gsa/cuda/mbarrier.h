@@ -3,7 +3,11 @@
 
 #include <cstdint>
 
+#include "gsa/cuda/runtime.h"
+
 namespace gsa::cuda {
+
+#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation_sm90.h has its own
 
 // Address of a barrier, or of anything in shared memory, as the instructions here take it.
 __device__ __forceinline__ uint32_t mbarrier_address(const void* pointer) {
@@ -44,6 +48,8 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
       "r"(parity)
       : "memory");
 }
+
+#endif
 
 // Position in a ring of kStages slots: which slot, and the parity its barriers have on this lap.
 template <int kStages>

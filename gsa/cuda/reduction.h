@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "gsa/cuda/runtime.h"
+
 namespace gsa::cuda {
 
 // Over groups of kWidth neighbouring lanes (a power of two): 32 is the warp, 4 the lanes that share an
@@ -34,11 +36,22 @@ __device__ __forceinline__ int warp_exclusive_sum(int x) {
   return sum - x;
 }
 
+#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation.h has its own
+
 // 2^x by the special function unit (relative error 2^-22); -inf gives 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// tanh by the special function unit (error 2^-11).
+__device__ __forceinline__ float fast_tanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+#endif
 
 }  // namespace gsa::cuda

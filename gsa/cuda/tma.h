@@ -1,12 +1,12 @@
 // The bulk tensor copy engine (TMA) of sm_90: making tensor maps on the host, loading boxes on the device.
 #pragma once
 
-#include <cuda.h>
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
 #include "gsa/cuda/mbarrier.h"
+#include "gsa/cuda/runtime.h"
+
+#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation_sm90.h has its own
 
 namespace gsa::cuda {
 
@@ -57,3 +57,5 @@ __device__ __forceinline__ void tma_load_4d(void* shared, const CUtensorMap* map
 }
 
 }  // namespace gsa::cuda
+
+#endif

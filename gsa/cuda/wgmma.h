@@ -13,9 +13,9 @@
 // bytes: the 16-byte chunk c of row r lies at chunk c ^ (r % 8). Atoms are aligned to 1024 bytes.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <cstdint>
+
+#include "gsa/cuda/runtime.h"
 
 namespace gsa::cuda {
 
@@ -35,6 +35,8 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
   return kSwizzle128B | (uint64_t((stride_bytes & 0x3FFFF) >> 4) << 32) |
          (uint64_t((leading_bytes & 0x3FFFF) >> 4) << 16) | uint64_t((address & 0x3FFFF) >> 4);
 }
+
+#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation_sm90.h has its own
 
 // Orders register writes of accumulators and A fragments before the products that follow.
 __device__ __forceinline__ void wgmma_fence() {
@@ -176,5 +178,7 @@ struct Wgmma<128> {
 };
 
 #undef GSA_OUT8
+
+#endif  // GSA_EMULATE_CUDA
 
 }  // namespace gsa::cuda

@@ -36,21 +36,8 @@ std::vector<int64_t> shared_row(const at::Tensor& scores, const std::vector<int6
   const int64_t start = begin + scores.size(1) - scores.size(0);
   std::set<int64_t> row;
   keep_ends(row, options, start);
-  std::vector<double> best(start, kMinusInfinity);
-  int64_t largest_budget = 0;
-  for (int64_t t = begin; t < end; ++t) {
-    largest_budget = std::max(largest_budget, budget[t]);
-    std::vector<double> candidates = row_values(scores, t);
-    candidates.resize(start);
-    for (int64_t s : row) candidates[s] = kMinusInfinity;
-    const auto own = oracle_topk(candidates, budget[t]);
-    if (own.empty()) continue;
-    double threshold = std::numeric_limits<double>::infinity();
-    for (int64_t s : own) threshold = std::min(threshold, candidates[s]);
-    for (int64_t s = 0; s < start; ++s) {
-      if (!std::isnan(candidates[s])) best[s] = std::max(best[s], candidates[s] - threshold);
-    }
-  }
+  const std::vector<double> best = oracle_margins(scores, budget, begin, end, options);
+  const int64_t largest_budget = *std::max_element(budget.begin() + begin, budget.begin() + end);
   const int64_t shared = std::llrint(options.tile_factor * static_cast<double>(largest_budget));
   for (int64_t s : oracle_topk(best, shared - static_cast<int64_t>(row.size()))) row.insert(s);
   for (int64_t t = begin; t < end; ++t) row.insert(start + t - begin);
@@ -68,6 +55,27 @@ std::vector<int64_t> oracle_topk(const std::vector<double>& scores, int64_t k) {
   order.resize(std::clamp<int64_t>(k, 0, static_cast<int64_t>(order.size())));
   std::sort(order.begin(), order.end());
   return order;
+}
+
+std::vector<double> oracle_margins(const at::Tensor& scores, const std::vector<int64_t>& budget,
+                                   int64_t begin, int64_t end, const IndexSelectOptions& options) {
+  const int64_t start = begin + scores.size(1) - scores.size(0);
+  std::set<int64_t> kept;
+  keep_ends(kept, options, start);
+  std::vector<double> best(start, kMinusInfinity);
+  for (int64_t t = begin; t < end; ++t) {
+    std::vector<double> candidates = row_values(scores, t);
+    candidates.resize(start);
+    for (int64_t s : kept) candidates[s] = kMinusInfinity;
+    const auto own = oracle_topk(candidates, budget[t]);
+    if (own.empty()) continue;
+    double threshold = std::numeric_limits<double>::infinity();
+    for (int64_t s : own) threshold = std::min(threshold, candidates[s]);
+    for (int64_t s = 0; s < start; ++s) {
+      if (!std::isnan(candidates[s])) best[s] = std::max(best[s], candidates[s] - threshold);
+    }
+  }
+  return best;
 }
 
 std::vector<std::vector<int64_t>> oracle_rows(const at::Tensor& scores, const std::vector<int64_t>& budget,

@@ -18,6 +18,11 @@ std::vector<int64_t> oracle_topk(const std::vector<double>& scores, int64_t k);
 std::vector<std::vector<int64_t>> oracle_rows(const at::Tensor& scores, const std::vector<int64_t>& budget,
                                               const IndexSelectOptions& options);
 
+/// What a shared row of the queries [begin, end) chooses by, for each position before the tile: the largest
+/// over the queries of score less the query's own k_t-th best candidate. -inf for kept positions and NaN.
+std::vector<double> oracle_margins(const at::Tensor& scores, const std::vector<int64_t>& budget,
+                                   int64_t begin, int64_t end, const IndexSelectOptions& options);
+
 /// k_t from the statistic (semantics: line 4), in fp32 as the contract has it: a ratio next to a half would
 /// round the other way in fp64. `mean` is ignored for the fixed rule.
 int64_t oracle_budget(float statistic, float mean, int64_t position, const IndexSelectOptions& options);

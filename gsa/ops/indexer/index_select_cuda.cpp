@@ -93,7 +93,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
   params.keep_first = static_cast<int>(keep_first);
   params.keep_recent = static_cast<int>(keep_recent);
   params.query_tile = static_cast<int>(query_tile);
-  params.tile_factor = static_cast<float>(tile_factor);
+  params.tile_factor = tile_factor;
   params.activation = kernel_activation(parse_activation(kOp, activation));
   params.budget = rule.value_or(SelectBudget::kFixed);
   if (index_query.scalar_type() != at::kBFloat16 || !rule || !is_hopper(index_query) ||

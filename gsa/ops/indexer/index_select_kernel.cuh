@@ -7,11 +7,9 @@
 // and the ordered emission follow when the row's variance, and with it its budget, is known.
 #pragma once
 
-#include <cuda.h>
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "gsa/cuda/launch.h"
 #include "gsa/cuda/tma.h"
 #include "gsa/cuda/wgmma.h"
 #include "gsa/ops/indexer/index_select_consumer.h"
@@ -24,8 +22,7 @@ template <class S>
 __global__ void __launch_bounds__(Layout<S>::kThreads, 1)
     select_kernel(const __grid_constant__ IndexSelectParams p, const __grid_constant__ CUtensorMap keys,
                   const __grid_constant__ CUtensorMap strided, int lane_limit, int works) {
-  extern __shared__ __align__(1024) uint8_t raw[];
-  Layout<S>& shared = *reinterpret_cast<Layout<S>*>(raw);
+  Layout<S>& shared = cuda::shared_memory<Layout<S>>();
   Header* header = static_cast<Header*>(p.workspace);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Layout<S>::kStages; ++i) {
@@ -89,9 +86,8 @@ cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int64_t works = work_count(p);
   const int blocks = static_cast<int>(std::min<int64_t>(works, multiprocessors()));
-  select_kernel<S><<<blocks, Layout<S>::kThreads, kShared, stream>>>(
-      p, maps.keys, maps.strided, lane_capacity(p.k_max, p.keys), static_cast<int>(works));
-  return cudaGetLastError();
+  return cuda::launch(select_kernel<S>, blocks, Layout<S>::kThreads, kShared, stream, p, maps.keys,
+                      maps.strided, lane_capacity(p.k_max, p.keys), static_cast<int>(works));
 }
 
 template <IndexActivation kActivation, int kHeads>

@@ -1,8 +1,7 @@
 // A thread block of the fused index_select: its shared memory, its roles and the work it takes.
 #pragma once
 
-#include <cuda.h>
-
+#include "gsa/cuda/launch.h"
 #include "gsa/cuda/mbarrier.h"
 #include "gsa/cuda/tma.h"
 #include "gsa/ops/indexer/index_select_finish.h"
@@ -60,7 +59,7 @@ __device__ __forceinline__ Work find_work(const IndexSelectParams& p, int lane_l
 
 template <class S>
 __device__ __forceinline__ void tile_barrier() {
-  asm volatile("barrier.cta.sync 1, %0;" ::"n"(128 * S::kConsumers + 32) : "memory");
+  cuda::named_barrier<1, 128 * S::kConsumers + 32>();
 }
 
 // ---- producer: one warp; lane 0 feeds the ring

@@ -33,7 +33,7 @@ struct IndexSelectParams {
   int keep_first = 0;
   int keep_recent = 0;
   int query_tile = 1;
-  float tile_factor = 1.5f;
+  double tile_factor = 1.5;
   IndexActivation activation = IndexActivation::kSigmoid;
   SelectBudget budget = SelectBudget::kFixed;
 };

@@ -5,10 +5,9 @@
 // scores by position.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstdint>
 
+#include "gsa/cuda/runtime.h"
 #include "gsa/ops/indexer/index_select_plan.h"
 
 namespace gsa::fused_select {
@@ -100,18 +99,30 @@ __device__ __forceinline__ RowView view_row(const uint8_t* my_row, int my_count,
 // Loads that see what other lanes of the warp stored.
 __device__ __forceinline__ uint4 load_pair(const uint8_t* address) {
   uint4 v;
+#ifdef GSA_EMULATE_CUDA
+  v = *reinterpret_cast<const uint4*>(address);
+#else
   asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(address));
+#endif
   return v;
 }
 __device__ __forceinline__ uint2 load_entry(const uint8_t* address) {
   uint2 v;
+#ifdef GSA_EMULATE_CUDA
+  v = *reinterpret_cast<const uint2*>(address);
+#else
   asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+#endif
   return v;
 }
 __device__ __forceinline__ void store_entry(uint8_t* address, uint2 entry) {
+#ifdef GSA_EMULATE_CUDA
+  *reinterpret_cast<uint2*>(address) = entry;
+#else
   asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(entry.x), "r"(entry.y));
+#endif
 }
 
 // The warp calls visit(held, entry) for all slots of the row, together; `held` tells the lanes that have an

@@ -6,10 +6,9 @@
 // weights and biases fit registers.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <cstdint>
 
+#include "gsa/cuda/reduction.h"
 #include "gsa/cuda/wgmma.h"
 #include "gsa/ops/indexer/index_select_params.h"
 #include "gsa/ops/indexer/index_select_plan.h"
@@ -68,9 +67,7 @@ struct Activate {
   }
   static __device__ __forceinline__ float apply(float x) {
     if constexpr (S::kActivation == IndexActivation::kSigmoid) {
-      float y;
-      asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-      return y;
+      return cuda::fast_tanh(x);
     } else if constexpr (S::kActivation == IndexActivation::kHardSigmoid) {
       return __saturatef(x);
     } else {

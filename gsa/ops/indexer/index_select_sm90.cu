@@ -54,9 +54,10 @@ cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t st
   if (!index_select_sm90_takes(p)) return cudaErrorInvalidValue;
   const cudaError_t error = cudaMemsetAsync(p.workspace, 0, kHeaderBytes, stream);
   if (error != cudaSuccess) return error;
-  look_for_wild_keys<<<multiprocessors() * 2, 512, 0, stream>>>(static_cast<const uint4*>(p.index_key),
-                                                                p.batch * p.keys * p.dim / 8,
-                                                                static_cast<Header*>(p.workspace));
+  const cudaError_t looked = cuda::launch(look_for_wild_keys, multiprocessors() * 2, 512, 0, stream,
+                                          static_cast<const uint4*>(p.index_key),
+                                          p.batch * p.keys * p.dim / 8, static_cast<Header*>(p.workspace));
+  if (looked != cudaSuccess) return looked;
   switch (p.activation) {
     case IndexActivation::kSigmoid:
       return launch_sigmoid(p, stream);

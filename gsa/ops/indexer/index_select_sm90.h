@@ -1,10 +1,9 @@
 // Launcher of the fused index_select for Hopper (index_select_sm90.cu). Torch-free.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cstddef>
 
+#include "gsa/cuda/runtime.h"
 #include "gsa/ops/indexer/index_select_params.h"
 
 namespace gsa {

@@ -37,6 +37,12 @@ constexpr int kStagedStep = 32 * 8;  // bytes from one staged survivor of a lane
 
 // Stages without a branch: the predicated store and step cost nothing but their issue.
 __device__ __forceinline__ void stage_above(float gate, float score, int position, uint32_t& next) {
+#ifdef GSA_EMULATE_CUDA
+  if (!(score > gate)) return;
+  const uint2 entry{__float_as_uint(score), static_cast<uint32_t>(position)};
+  std::memcpy(emulation::shared_base() + next, &entry, sizeof(entry));
+  next += kStagedStep;
+#else
   asm volatile(
       "{\n"
       ".reg .pred above;\n"
@@ -46,16 +52,26 @@ __device__ __forceinline__ void stage_above(float gate, float score, int positio
       "}\n"
       : "+r"(next)
       : "f"(score), "f"(gate), "r"(__float_as_uint(score)), "r"(position), "n"(kStagedStep));
+#endif
 }
 
 __device__ __forceinline__ uint2 load_staged(uint32_t address) {
   uint2 entry;
+#ifdef GSA_EMULATE_CUDA
+  std::memcpy(&entry, emulation::shared_base() + address, sizeof(entry));
+#else
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(entry.x), "=r"(entry.y) : "r"(address));
+#endif
   return entry;
 }
 
 // Stores an entry in its list and counts it in its bin, if `wanted`; again without a branch.
 __device__ __forceinline__ void store_and_count(bool wanted, uint8_t* to, uint2 entry, uint32_t* bin) {
+#ifdef GSA_EMULATE_CUDA
+  if (!wanted) return;
+  store_entry(to, entry);
+  atomicAdd(bin, 1u);
+#else
   asm volatile(
       "{\n"
       ".reg .pred wanted;\n"
@@ -64,6 +80,7 @@ __device__ __forceinline__ void store_and_count(bool wanted, uint8_t* to, uint2 
       "@wanted red.shared.add.u32 [%4], 1;\n"
       "}\n" ::"r"(static_cast<int>(wanted)),
       "l"(to), "r"(entry.x), "r"(entry.y), "r"(cuda::mbarrier_address(bin)));
+#endif
 }
 
 // Which keys of a masked block count: valid ones enter the sums, candidates may be appended.

@@ -1,0 +1,37 @@
+// Kernel launches and dynamic shared memory, written so that the host emulation can take their place.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gsa/cuda/runtime.h"
+
+#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation.h has its own
+
+namespace gsa::cuda {
+
+// kernel<<<blocks, threads, shared_bytes, stream>>>(arguments...)
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int blocks, int threads, size_t shared_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  kernel<<<blocks, threads, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+// The block's dynamic shared memory.
+template <class T>
+__device__ __forceinline__ T& shared_memory() {
+  extern __shared__ __align__(1024) uint8_t raw[];
+  return *reinterpret_cast<T*>(raw);
+}
+
+// Waits until `kThreads` threads, the caller among them, stand at barrier `kBarrier` (1 .. 15; 0 is
+// __syncthreads).
+template <int kBarrier, int kThreads>
+__device__ __forceinline__ void named_barrier() {
+  asm volatile("barrier.cta.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+
+}  // namespace gsa::cuda
+
+#endif

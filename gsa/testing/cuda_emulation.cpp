@@ -1,0 +1,228 @@
+#include "gsa/testing/cuda_emulation.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+namespace gsa {
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+namespace {
+
+constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kSharedBytes = 228 << 10;
+
+void fiber_main();
+
+// ---- switching stacks. ucontext costs two system calls a switch, and a test makes millions of them.
+
+#ifdef __x86_64__
+struct Context {
+  void* stack_pointer = nullptr;
+
+  void prepare(char* stack) {
+    auto* top = reinterpret_cast<void**>(stack + kStackBytes);
+    *--top = nullptr;  // so that fiber_main starts with the stack as after a call
+    *--top = reinterpret_cast<void*>(&fiber_main);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    stack_pointer = top;
+  }
+};
+
+__attribute__((naked, noinline)) void switch_stacks(void** save, void* load) {
+  asm("push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+      "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
+      "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
+}
+void switch_context(Context& from, Context& to) {
+  switch_stacks(&from.stack_pointer, to.stack_pointer);
+}
+#else
+struct Context {
+  ucontext_t context;
+
+  void prepare(char* stack) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, &fiber_main, 0);
+  }
+};
+void switch_context(Context& from, Context& to) {
+  swapcontext(&from.context, &to.context);
+}
+#endif
+
+struct Fiber {
+  Context context;
+  std::unique_ptr<char[]> stack;
+  bool done = false;
+  const uint32_t* word = nullptr;  // waits while (*word & mask) == value
+  uint32_t mask = 0, value = 0;
+
+  bool ready() const { return !done && (word == nullptr || (*word & mask) != value); }
+};
+
+struct Warp {
+  uint64_t brought[2][32];
+  uint32_t generation = 0;
+  int arrived = 0;
+  char collective = 0;
+};
+
+struct Barrier {
+  int arrived = 0;
+  uint32_t generation = 0;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Barrier barriers[16];
+  std::vector<std::function<void()>> deferred;
+  const std::function<void()>* kernel = nullptr;
+  Context scheduler;
+  int current = 0;
+  std::string failure;
+};
+
+Block* block = nullptr;
+alignas(1024) uint8_t shared[kSharedBytes];
+
+void leave() {
+  switch_context(block->fibers[block->current].context, block->scheduler);
+}
+
+void fiber_main() {
+  (*block->kernel)();
+  block->fibers[block->current].done = true;
+  leave();
+}
+
+/// One turn for every fiber that can go on. Returns whether there was any.
+bool run_round() {
+  bool ran = false;
+  for (size_t i = 0; i < block->fibers.size() && block->failure.empty(); ++i) {
+    Fiber& fiber = block->fibers[i];
+    if (!fiber.ready()) continue;
+    block->current = static_cast<int>(i);
+    threadIdx.x = static_cast<unsigned>(i);
+    switch_context(block->scheduler, fiber.context);
+    ran = true;
+  }
+  return ran;
+}
+
+void run_block(const std::function<void()>& kernel) {
+  std::fill(std::begin(shared), std::end(shared), uint8_t{0xcd});  // nothing is zero by luck
+  for (Barrier& barrier : block->barriers) barrier = {};
+  for (Warp& warp : block->warps) warp = {};
+  block->kernel = &kernel;
+  for (Fiber& fiber : block->fibers) {
+    fiber.done = false;
+    fiber.word = nullptr;
+    fiber.context.prepare(fiber.stack.get());
+  }
+  for (;;) {
+    const bool ran = run_round();
+    if (!block->failure.empty()) throw std::runtime_error("emulated kernel: " + block->failure);
+    if (ran) {
+      // One at a time, so that copies arrive at different moments.
+      if (block->deferred.empty()) continue;
+    } else if (block->deferred.empty()) {
+      break;
+    }
+    const auto work = block->deferred.front();
+    block->deferred.erase(block->deferred.begin());
+    work();
+  }
+  const auto stuck =
+      std::count_if(block->fibers.begin(), block->fibers.end(), [](const Fiber& f) { return !f.done; });
+  if (stuck > 0)
+    throw std::runtime_error("emulated kernel: deadlock, " + std::to_string(stuck) + " threads of block " +
+                             std::to_string(blockIdx.x) + " wait for ever");
+}
+
+}  // namespace
+
+void run_grid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  if (threads % 32 != 0 || threads > 1024) throw std::runtime_error("emulated kernel: an odd block size");
+  if (shared_bytes > kSharedBytes) throw std::runtime_error("emulated kernel: too much shared memory");
+  Block mine;
+  mine.fibers.resize(threads);
+  for (Fiber& fiber : mine.fibers) fiber.stack.reset(new char[kStackBytes]);
+  mine.warps.resize(threads / 32);
+  block = &mine;
+  gridDim = {static_cast<unsigned>(blocks), 1, 1};
+  blockDim = {static_cast<unsigned>(threads), 1, 1};
+  for (int i = 0; i < blocks; ++i) {
+    blockIdx = {static_cast<unsigned>(i), 0, 0};
+    run_block(kernel);
+  }
+  block = nullptr;
+}
+
+void wait_while(const uint32_t* word, uint32_t mask, uint32_t value) {
+  if ((*word & mask) != value) return;
+  Fiber& fiber = block->fibers[block->current];
+  fiber.word = word;
+  fiber.mask = mask;
+  fiber.value = value;
+  leave();
+  fiber.word = nullptr;
+}
+
+void fail(const char* message) {
+  block->failure = message;
+  leave();
+  std::abort();  // never resumed
+}
+
+const uint64_t* warp_gather(uint64_t mine, char collective) {
+  Warp& warp = block->warps[threadIdx.x / 32];
+  if (warp.arrived > 0 && warp.collective != collective)
+    fail("lanes of a warp meet in different collectives");
+  const uint32_t generation = warp.generation;
+  uint64_t* brought = warp.brought[generation & 1];
+  brought[threadIdx.x & 31] = mine;
+  warp.collective = collective;
+  if (++warp.arrived == 32) {
+    warp.arrived = 0;
+    ++warp.generation;
+  } else {
+    wait_while(&warp.generation, ~0u, generation);
+  }
+  return brought;
+}
+
+void barrier(int number, int threads) {
+  Barrier& barrier = block->barriers[number];
+  const uint32_t generation = barrier.generation;
+  if (++barrier.arrived == (threads == 0 ? static_cast<int>(blockDim.x) : threads)) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+  } else {
+    wait_while(&barrier.generation, ~0u, generation);
+  }
+}
+
+void defer(const std::function<void()>& work) {
+  block->deferred.push_back(work);
+}
+
+uint8_t* shared_base() {
+  return shared;
+}
+
+}  // namespace emulation
+}  // namespace gsa

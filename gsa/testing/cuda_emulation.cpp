@@ -93,6 +93,7 @@ struct Block {
   const std::function<void()>* kernel = nullptr;
   Context scheduler;
   int current = 0;
+  bool backwards = true;
   std::string failure;
 };
 
@@ -109,10 +110,14 @@ void fiber_main() {
   leave();
 }
 
-/// One turn for every fiber that can go on. Returns whether there was any.
+/// One turn for every fiber that can go on. Returns whether there was any. Every other round goes backwards,
+/// so that what relies on the order of threads has a chance to show.
 bool run_round() {
   bool ran = false;
-  for (size_t i = 0; i < block->fibers.size() && block->failure.empty(); ++i) {
+  block->backwards = !block->backwards;
+  const size_t last = block->fibers.size() - 1;
+  for (size_t turn = 0; turn <= last && block->failure.empty(); ++turn) {
+    const size_t i = block->backwards ? last - turn : turn;
     Fiber& fiber = block->fibers[i];
     if (!fiber.ready()) continue;
     block->current = static_cast<int>(i);

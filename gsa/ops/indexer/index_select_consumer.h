@@ -21,23 +21,27 @@ struct Consumer {
   const RowStore store;
   const bool wild_keys;
   cuda::RingPosition<Layout<S>::kStages> at;
+  int works;      // of the whole grid
+  int first_row;  // of the tile, among the rows of all tiles (shared rows only)
 
   static __device__ __forceinline__ int lane() { return threadIdx.x & 31; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32 - 4; }
   __device__ __forceinline__ WarpScratch& scratch() { return shared.warps[warp()]; }
   __device__ __forceinline__ uint32_t* bins(int row) { return shared.bins[warp()][row]; }
-  __device__ __forceinline__ RowNotes& notes() { return shared.notes[warp()][lane()]; }
+  __device__ __forceinline__ Notes<S>& notes() { return shared.notes[warp()][lane()]; }
   __device__ __forceinline__ uint32_t first_staged() {
     return cuda::mbarrier_address(&scratch().staged[0][lane()]);
   }
   __device__ __forceinline__ uint8_t* my_slots() const {
-    return store.row(static_cast<size_t>(blockIdx.x) * S::kTileQueries + threadIdx.x / kLanesPerRow - 32);
+    // Shared rows are merged by another kernel: each keeps its lists.
+    const size_t first = S::kShared ? first_row : static_cast<size_t>(blockIdx.x) * S::kTileQueries;
+    return store.row(first + threadIdx.x / kLanesPerRow - 32);
   }
 
   // Moves what the lanes have staged to their lists, and trims lists that could not take as much again.
   __device__ __forceinline__ void flush(Row& row) {
     constexpr int kFlight = 4;
-    RowNotes& notes = this->notes();
+    Notes<S>& notes = this->notes();
     const uint32_t first = first_staged();
     const int mine = static_cast<int>(row.next - first) / kStagedStep;
     const int most = __reduce_max_sync(kWarp, mine);
@@ -103,7 +107,7 @@ struct Consumer {
   __device__ __forceinline__ void look_ahead(const Work& work, int64_t query, Row& row) {
     Query<S> q;
     load_query<S>(p, work.batch, query, q);
-    RowNotes& notes = this->notes();
+    Notes<S>& notes = this->notes();
     row.gate = kInfinity;
     row.next = first_staged();
     const int samples = work.samples * kBlockKeys;
@@ -122,9 +126,10 @@ struct Consumer {
 
   // Sets the gate from the histogram of a sample, and the scale for what will pass it.
   __device__ __forceinline__ void sample_gate(const Query<S>& q, const Work& work, Row& row) {
-    RowNotes& notes = this->notes();
+    Notes<S>& notes = this->notes();
     const int samples = work.samples * kBlockKeys;
-    const int rank = sample_rank(samples, max(notes.need, 1), notes.position + 1);
+    const int rank = sample_rank(samples, max(notes.need, 1),
+                                 S::kShared ? max(row_last<S>(notes) + 1, 1) : notes.position + 1);
     clear_bins();
     for (int i = 0; i < work.samples; ++i) take_block<Take::kSample>(q, 0, Bounds{}, row);
     __syncwarp();
@@ -152,26 +157,35 @@ struct Consumer {
         static_cast<int>(work.first_position) + 32 * (static_cast<int>(threadIdx.x) / 128 - 1);
     // Blocks [first_plain, last_plain) hold only keys that every query of the warpgroup may choose.
     const int first_plain = (p.keep_first + kBlockKeys - 1) / kBlockKeys;
-    const int last_plain = careful ? 0 : (wg_first - p.keep_recent + 1) / kBlockKeys;
-    RowNotes& notes = this->notes();
+    int wg_last = wg_first;
+    if constexpr (S::kShared) wg_last -= static_cast<int>((wg_first + p.queries - p.keys) % p.query_tile) + 1;
+    const int last_plain = careful ? 0 : (wg_last - p.keep_recent + 1) / kBlockKeys;
+    Notes<S>& notes = this->notes();
     notes.skipped = 0;
     row.sum = row.squares = 0;
     for (int i = 0; i < work.key_blocks; ++i) {
       if (i >= first_plain && i < last_plain) {
         take_block<Take::kPlain>(q, i * kBlockKeys, Bounds{}, row);
       } else {
-        const int position = notes.position;
-        const Bounds bounds{position, p.keep_first, max(0, position - p.keep_recent + 1 - p.keep_first)};
+        const Bounds bounds{notes.position, p.keep_first,
+                            max(0, row_last<S>(notes) - p.keep_recent + 1 - p.keep_first)};
         take_block<Take::kMasked>(q, i * kBlockKeys, bounds, row);
       }
     }
     flush(row);
   }
 
+  // Leaves row r of the warp, of budget k, to the merge.
+  __device__ __forceinline__ void note_row(const RowView& view, int k, int r) {
+    SharedRow* rows = reinterpret_cast<SharedRow*>(store.row(static_cast<size_t>(works) * S::kTileQueries));
+    note_shared_row(view, k, shared.notes[warp()][4 * r].scale, bins(r), scratch(),
+                    rows[first_row + 8 * warp() + r]);
+  }
+
   // Trims and emits the warp's rows. Returns whether one came out short because its guessed gate was too
   // high: then it loses the gate, and the tile runs again; finished rows close theirs.
   __device__ __forceinline__ bool finish(const Work& work, int64_t query, Row& row) {
-    RowNotes& notes = this->notes();
+    Notes<S>& notes = this->notes();
     const int position = notes.position;
     const float n = fmaxf(static_cast<float>(position + 1) - cuda::warp_sum<4>(notes.skipped), 1.0f);
     const float mean = cuda::warp_sum<4>(row.sum) / n;
@@ -179,14 +193,20 @@ struct Consumer {
     const bool open = position >= 0 && row.gate != kInfinity;
     const float statistic = find_statistic(p, variance, position);
     const int64_t first_token = work.batch * p.queries + query - lane() / 4;
-    const int need = open ? find_budget(p, statistic, position) - notes.kept : 0;
+    // Any query of a shared row may turn out to have the largest budget.
+    const int budget = open ? find_budget(p, statistic, position) : 0;
+    const int need = !open ? 0 : S::kShared ? notes.need : budget - notes.kept;
     const int total = cuda::warp_sum<4>(notes.count);
     const bool short_of = open && total < need && row.gate > -kInfinity;
     if (open && (lane() & 3) == 0) p.statistic[first_token + lane() / 4] = statistic;
-    clear_bitmap(scratch().bitmap);  // staged survivors lay there
+    if constexpr (!S::kShared) clear_bitmap(scratch().bitmap);  // staged survivors lay there
     for (int r = 0; r < 8; ++r) {
       if (!__shfl_sync(kWarp, static_cast<int>(open && !short_of), 4 * r)) continue;
       const RowView view = view_row(my_slots(), notes.count, r);
+      if constexpr (S::kShared) {
+        note_row(view, __shfl_sync(kWarp, budget, 4 * r), r);
+        continue;
+      }
       const int last = __shfl_sync(kWarp, position, 4 * r);
       const int wanted = __shfl_sync(kWarp, need, 4 * r);
       const int64_t token = first_token + r;
@@ -204,13 +224,19 @@ struct Consumer {
 
   __device__ __forceinline__ void run_tile(const Work& work, int* again) {
     const int64_t query = work.first_query + threadIdx.x / kLanesPerRow - 32;
-    RowNotes& notes = this->notes();
-    notes = RowNotes{{}, 0, 0, -1, 0, 0};
+    Notes<S>& notes = this->notes();
+    notes = Notes<S>{RowNotes{{}, 0, 0, -1, 0, 0}};
+    if constexpr (S::kShared) first_row = static_cast<int>(first_row_of<S>(p, work));
     if (query < p.queries) {
       const int position = static_cast<int>(query + p.keys - p.queries);
       notes.position = position;
-      notes.kept = min(p.keep_first + p.keep_recent, position + 1);
-      notes.need = full_budget(p, position) - notes.kept;
+      if constexpr (S::kShared) {
+        notes.end = position - static_cast<int>(query % p.query_tile);
+        notes.need = shared_need(p, notes.end);
+      } else {
+        notes.kept = min(p.keep_first + p.keep_recent, position + 1);
+        notes.need = full_budget(p, position) - notes.kept;
+      }
     }
     Row row;
     look_ahead(work, query, row);

@@ -6,6 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "gsa/base/device.h"
 #include "gsa/testing/random.h"
@@ -125,6 +128,85 @@ TEST_F(IndexSelectCuda, SelectsAmongAMillionKeys) {
 TEST_F(IndexSelectCuda, TheSameTwice) {
   const SelectInputs in = random_select_inputs(2, 700, 7000, 4, 64);
   const IndexSelectOptions options = make_select_options(256, "sigmoid", 4, 128);
+  const Selection once = select_on_gpu(in, options, 1), again = select_on_gpu(in, options, 1);
+  EXPECT_TRUE(testing::same_elements(once.indices, again.indices));
+  EXPECT_TRUE(testing::same_elements(once.counts, again.counts));
+  EXPECT_TRUE(testing::same_elements(once.statistic, again.statistic));
+}
+
+IndexSelectOptions shared_options(int64_t k, int64_t query_tile, int64_t first, int64_t recent,
+                                  const std::string& activation = "hard_sigmoid") {
+  IndexSelectOptions options = make_select_options(k, activation, first, recent);
+  options.query_tile = query_tile;
+  return options;
+}
+
+TEST_F(IndexSelectCuda, SharedRowsMatchFp64OnEveryShape) {
+  for (const int64_t heads : {1, 2, 4, 8})
+    for (const int64_t dim : {32, 64, 128})
+      for (const std::string activation : {"sigmoid", "hard_sigmoid", "relu"}) {
+        SCOPED_TRACE(::testing::Message() << heads << " heads of " << dim << ", " << activation);
+        check_selection(random_select_inputs(1, 101, 333, heads, dim),
+                        shared_options(40, 64, 4, 16, activation));
+      }
+}
+
+TEST_F(IndexSelectCuda, SharedRowsMatchFp64OnRandomProblems) {
+  for (int64_t trial = 0; trial < 12; ++trial) {
+    auto generator = testing::case_generator(trial);
+    const int64_t queries = testing::draw(generator, 1, 200),
+                  keys = queries + testing::draw(generator, 0, 300);
+    IndexSelectOptions options =
+        shared_options(testing::draw(generator, 20, 90), testing::draw(generator, 2, 100),
+                       testing::draw(generator, 0, 5), testing::draw(generator, 0, 9));
+    options.k_base = testing::draw(generator, options.k_min, options.k_max);
+    options.budget = std::vector<std::string>{"fixed", "inverse", "as_printed"}[trial % 3];
+    options.tile_factor = std::vector<double>{1, 1.3, 1.5, 4}[trial % 4];
+    SCOPED_TRACE(::testing::Message() << "trial " << trial << ": T " << queries << " S " << keys << " "
+                                      << options.budget << " query_tile " << options.query_tile);
+    check_selection(random_select_inputs(testing::draw(generator, 1, 3), queries, keys, 4, 64), options);
+  }
+}
+
+TEST_F(IndexSelectCuda, SharedRowsWithTies) {
+  for (const int64_t tile : {2, 64, 256}) {
+    check_exact(tied_select_inputs(2, 300, 700, 4, 64), shared_options(50, tile, 3, 5));
+    check_exact(tied_select_inputs(1, 303, 303, 4, 64), shared_options(60, tile, 20, 40));
+  }
+  check_exact(tied_select_inputs(1, 130, 5000, 2, 64), shared_options(64, 64, 0, 0));  // with a sampled gate
+  SelectInputs equal = tied_select_inputs(1, 100, 3000, 4, 64);
+  equal.key = equal.key.slice(1, 0, 1).expand({1, 3000, 64}).contiguous();
+  check_exact(equal, shared_options(128, 64, 0, 0));
+}
+
+TEST_F(IndexSelectCuda, SharedRowsNeverHoldNaN) {
+  SelectInputs in = random_select_inputs(1, 150, 900, 4, 64);
+  in.key.slice(1, 0, 900, 7).fill_(std::numeric_limits<double>::quiet_NaN());
+  in.query.slice(1, 70, 75).fill_(std::numeric_limits<double>::quiet_NaN());
+  check_selection(in, shared_options(60, 64, 1, 3));
+  check_selection(in, shared_options(1000, 64, 1, 3));
+}
+
+// More lists than the workspace holds at a time, and more positions than a merging block does.
+TEST_F(IndexSelectCuda, SharedRowsInChunksAndWindows) {
+  for (const auto& [queries, keys] : {std::pair<int64_t, int64_t>{12000, 12000}, {200, 120000}}) {
+    const SelectInputs in =
+        tied_select_inputs(1, queries, keys, 4, 64).on(at::Device(at::kCUDA, 0), at::kBFloat16);
+    const IndexSelectOptions options = shared_options(2048, 64, 4, 128);
+    const Selection found = testing::select_where_it_is(in, options, 1);
+    const SelectInputs wide = in.on(at::Device(at::kCUDA, 0), at::kFloat);
+    const auto [indices, counts, statistic] = index_select_reference(
+        wide.query, wide.key, wide.weight, wide.bias, std::nullopt, options.k_base, options.k_min,
+        options.k_max, options.budget, options.activation, options.query_tile, options.keep_first,
+        options.keep_recent, options.tile_factor, std::nullopt);
+    EXPECT_TRUE(testing::same_elements(found.indices.cpu(), indices.cpu()));
+    EXPECT_TRUE(testing::same_elements(found.counts.cpu(), counts.cpu()));
+  }
+}
+
+TEST_F(IndexSelectCuda, SharedRowsTheSameTwice) {
+  const SelectInputs in = random_select_inputs(2, 700, 7000, 4, 64);
+  const IndexSelectOptions options = shared_options(256, 64, 4, 128, "sigmoid");
   const Selection once = select_on_gpu(in, options, 1), again = select_on_gpu(in, options, 1);
   EXPECT_TRUE(testing::same_elements(once.indices, again.indices));
   EXPECT_TRUE(testing::same_elements(once.counts, again.counts));

@@ -3,8 +3,9 @@
 #include "gsa/testing/cuda_emulation_sm90.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/randint.h>
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -16,22 +17,41 @@
 // The library has the same functions as compiled by nvcc: these must not take their place.
 #pragma GCC visibility push(hidden)
 #include "gsa/ops/indexer/index_select_kernel.cuh"
+#include "gsa/ops/indexer/index_select_shared_sm90.cu"
 #include "gsa/ops/indexer/index_select_sm90.cu"
 
 namespace gsa::fused_select {
 
 // A few shapes are enough, and all would take minutes to compile.
+template <bool kShared>
+cudaError_t launch_some(const IndexSelectParams& p, cudaStream_t stream) {
+  using enum IndexActivation;
+  if (p.heads == 4 && p.dim == 64 && p.activation == kHardSigmoid)
+    return launch<Shape<4, 64, kHardSigmoid, kShared>>(p, stream);
+  if (p.heads == 1 && p.dim == 32 && p.activation == kSigmoid)
+    return launch<Shape<1, 32, kSigmoid, kShared>>(p, stream);
+  if (p.heads == 8 && p.dim == 128 && p.activation == kRelu)
+    return launch<Shape<8, 128, kRelu, kShared>>(p, stream);
+  return cudaErrorNotSupported;
+}
+
 cudaError_t launch_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return p.heads == 1 && p.dim == 32 ? launch<Shape<1, 32, IndexActivation::kSigmoid>>(p, stream)
-                                     : cudaErrorNotSupported;
+  return launch_some<false>(p, stream);
 }
 cudaError_t launch_hard_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return p.heads == 4 && p.dim == 64 ? launch<Shape<4, 64, IndexActivation::kHardSigmoid>>(p, stream)
-                                     : cudaErrorNotSupported;
+  return launch_some<false>(p, stream);
 }
 cudaError_t launch_relu(const IndexSelectParams& p, cudaStream_t stream) {
-  return p.heads == 8 && p.dim == 128 ? launch<Shape<8, 128, IndexActivation::kRelu>>(p, stream)
-                                      : cudaErrorNotSupported;
+  return launch_some<false>(p, stream);
+}
+cudaError_t launch_shared_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
+  return launch_some<true>(p, stream);
+}
+cudaError_t launch_shared_hard_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
+  return launch_some<true>(p, stream);
+}
+cudaError_t launch_shared_relu(const IndexSelectParams& p, cudaStream_t stream) {
+  return launch_some<true>(p, stream);
 }
 
 }  // namespace gsa::fused_select
@@ -48,8 +68,9 @@ using testing::SelectInputs;
 using testing::Selection;
 using testing::tied_select_inputs;
 
-/// index_select_cuda.cpp's part, by hand.
-Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+/// index_select_cuda.cpp's part, by hand. With limits, shared rows go through small chunks and windows.
+Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean,
+                       const fused_select::SharedLimits* limits) {
   const at::Tensor query = in.query.to(at::kBFloat16).contiguous(),
                    key = in.key.to(at::kBFloat16).contiguous();
   const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
@@ -74,23 +95,40 @@ Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& opti
   params.budget = options.budget == "fixed"     ? SelectBudget::kFixed
                   : options.budget == "inverse" ? SelectBudget::kInverse
                                                 : SelectBudget::kAsPrinted;
-  const int64_t rows = (params.queries + options.query_tile - 1) / options.query_tile;
-  const Selection found{at::full({params.batch, rows, params.capacity}, -2, at::kInt),
-                        at::full({params.batch, rows}, -2, at::kInt),
-                        at::full({params.batch, params.queries}, -2, at::kFloat)};
-  const at::Tensor workspace =
-      at::full({static_cast<int64_t>(index_select_sm90_workspace(params))}, 0x5a, at::kByte);
   params.index_query = query.const_data_ptr();
   params.index_key = key.const_data_ptr();
   params.head_weight = weight.const_data_ptr<float>();
   params.head_bias = bias.const_data_ptr<float>();
   params.running_mean = &average;
+  const int64_t rows = (params.queries + options.query_tile - 1) / options.query_tile;
+  const Selection found{at::full({params.batch, rows, params.capacity}, -2, at::kInt),
+                        at::full({params.batch, rows}, -2, at::kInt),
+                        at::full({params.batch, params.queries}, -2, at::kFloat)};
   params.indices = found.indices.mutable_data_ptr<int32_t>();
   params.counts = found.counts.mutable_data_ptr<int32_t>();
   params.statistic = found.statistic.mutable_data_ptr<float>();
+  size_t bytes = index_select_sm90_workspace(params);
+  if (limits) {
+    const auto plan = fused_select::plan_shared(params, emulation::kMultiprocessors, *limits);
+    EXPECT_GT(plan.chunks, 1);
+    EXPECT_LT(plan.window, params.keys);
+    bytes = fused_select::shared_workspace_bytes(params, plan);
+  }
+  // What lies behind must not be touched.
+  const at::Tensor workspace = at::full({static_cast<int64_t>(bytes) + 64}, 0x5a, at::kByte);
   params.workspace = workspace.mutable_data_ptr();
-  EXPECT_EQ(launch_index_select_sm90(params, nullptr), cudaSuccess);
+  if (limits) {
+    workspace.slice(0, 0, fused_select::kHeaderBytes).zero_();
+    EXPECT_EQ(fused_select::launch_shared(params, *limits, nullptr), cudaSuccess);
+  } else {
+    EXPECT_EQ(launch_index_select_sm90(params, nullptr), cudaSuccess);
+  }
+  EXPECT_TRUE(workspace.slice(0, static_cast<int64_t>(bytes)).eq(0x5a).all().item<bool>());
   return found;
+}
+
+Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+  return run_emulated(in, options, mean, nullptr);
 }
 
 class IndexSelectEmulated : public ::testing::Test {
@@ -141,6 +179,85 @@ TEST_F(IndexSelectEmulated, NaNIsNeverSelected) {
   in.key.slice(1, 0, 200, 7).fill_(std::numeric_limits<double>::quiet_NaN());
   check_selection(in, make_select_options(60, "hard_sigmoid", 1, 3), select_emulated);
   check_selection(in, make_select_options(1000, "hard_sigmoid", 1, 3), select_emulated);
+}
+
+IndexSelectOptions shared_options(int64_t k, int64_t query_tile, int64_t first, int64_t recent,
+                                  const std::string& activation = "hard_sigmoid") {
+  IndexSelectOptions options = make_select_options(k, activation, first, recent);
+  options.query_tile = query_tile;
+  return options;
+}
+
+TEST_F(IndexSelectEmulated, SharedRowsMatchFp64OnRandomProblems) {
+  check_selection(random_select_inputs(1, 150, 400, 4, 64), shared_options(40, 64, 4, 16), select_emulated);
+  check_selection(random_select_inputs(2, 130, 130, 4, 64), shared_options(30, 64, 0, 0), select_emulated);
+  check_selection(random_select_inputs(1, 90, 200, 1, 32), shared_options(20, 16, 1, 3, "sigmoid"),
+                  select_emulated);
+  check_selection(random_select_inputs(1, 70, 150, 8, 128), shared_options(30, 7, 1, 2, "relu"),
+                  select_emulated);
+}
+
+TEST_F(IndexSelectEmulated, SharedRowsWithTies) {
+  for (const int64_t tile : {2, 64, 100}) {
+    SCOPED_TRACE(::testing::Message() << "query_tile " << tile);
+    check_exact_selection(tied_select_inputs(2, 110, 300, 4, 64), shared_options(50, tile, 3, 5),
+                          select_emulated);
+    // First tiles with nothing, or less than the budget, before them; kept positions that overlap.
+    check_exact_selection(tied_select_inputs(1, 203, 203, 4, 64), shared_options(60, tile, 20, 40),
+                          select_emulated);
+  }
+  SelectInputs equal = tied_select_inputs(1, 40, 500, 4, 64);  // lists fill up and boundaries overflow
+  equal.key = equal.key.slice(1, 0, 1).expand({1, 500, 64}).contiguous();
+  check_exact_selection(equal, shared_options(20, 16, 0, 0), select_emulated);
+}
+
+TEST_F(IndexSelectEmulated, SharedRowsWithAdaptiveBudgets) {
+  for (const std::string budget : {"inverse", "as_printed"}) {
+    IndexSelectOptions options = shared_options(90, 32, 2, 5);
+    options.k_base = 40;
+    options.budget = budget;
+    options.tile_factor = budget == "inverse" ? 1.0 : 1.3;
+    check_selection(random_select_inputs(2, 110, 170, 4, 64), options, select_emulated);
+  }
+}
+
+TEST_F(IndexSelectEmulated, SharedRowsBehindSampledGates) {
+  SelectInputs in = tied_select_inputs(1, 20, 2600, 4, 64);
+  const IndexSelectOptions options = shared_options(40, 8, 0, 0);
+  check_exact_selection(in, options, select_emulated);
+  for (const double sign : {1.0, -1.0}) {
+    in.key = at::randint(-1, 2, {1, 2600, 64}, at::kBFloat16) / 16;
+    for (int64_t phase = 0; phase < 32; phase += 2) in.key.slice(1, phase, 2600, 32).fill_(sign / 8);
+    check_exact_selection(in, options, select_emulated);
+  }
+}
+
+TEST_F(IndexSelectEmulated, SharedRowsNeverHoldNaN) {
+  SelectInputs in = random_select_inputs(1, 100, 260, 4, 64);
+  in.key.slice(1, 0, 260, 7).fill_(std::numeric_limits<double>::quiet_NaN());
+  in.query.slice(1, 70, 75).fill_(std::numeric_limits<double>::quiet_NaN());
+  check_selection(in, shared_options(60, 32, 1, 3), select_emulated);
+  check_selection(in, shared_options(1000, 64, 1, 3), select_emulated);
+}
+
+TEST_F(IndexSelectEmulated, SharedRowsInChunksAndWindows) {
+  const auto select = [](size_t workspace) {
+    return [workspace](const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+      const fused_select::SharedLimits limits{workspace, fused_select::kMergeStep};
+      return run_emulated(in, options, mean, &limits);
+    };
+  };
+  // Two of three sequences together, then parts of a sequence. Small steps up in score make the merged list
+  // overflow time and again.
+  const auto rising = [](int64_t batch, int64_t queries, int64_t keys) {
+    SelectInputs in = tied_select_inputs(batch, queries, keys, 4, 64);
+    const at::Tensor ramp = (at::arange(keys) / 80).to(at::kBFloat16).view({1, keys, 1}) / 64;
+    in.key = ramp.expand({batch, keys, 64}).contiguous();
+    in.query = at::randint(0, 3, {batch, queries, 4, 64}, at::kBFloat16) / 64;
+    return in;
+  };
+  check_exact_selection(rising(3, 24, 4500), shared_options(100, 16, 4, 30), select(size_t{3} << 19));
+  check_exact_selection(rising(1, 110, 2500), shared_options(100, 20, 4, 30), select(size_t{1} << 20));
 }
 
 }  // namespace

@@ -96,11 +96,12 @@ struct RowWriter {
   }
 };
 
-// Marks the first window's positions of the best `need` entries: those that surely are, by the histogram, on
-// the way, those near the cut once they are ranked. 1 <= need < row.total. False, with the bitmap in
-// disorder, where too many lie near the cut.
-__device__ __forceinline__ bool mark_by_histogram(const RowView& row, int need, Scale scale,
-                                                  const uint32_t* bins, WarpScratch& scratch, Cut& cut) {
+// Finds the cut of the best `need` entries, and with kMark marks the first window's positions of the best
+// `need` entries: those that surely are, by the histogram, on the way, those near the cut once they are
+// ranked. 1 <= need < row.total. False, with the bitmap in disorder, where too many lie near the cut.
+template <bool kMark>
+__device__ __forceinline__ bool cut_by_histogram(const RowView& row, int need, Scale scale,
+                                                 const uint32_t* bins, WarpScratch& scratch, Cut& cut) {
   const int lane = threadIdx.x & 31;
   const Digit at = find_digit<kBins>(bins, need);
   const float sure = at.digit == kBins - 1 ? kInfinity : scale.surely_above(at.digit);
@@ -111,7 +112,7 @@ __device__ __forceinline__ bool mark_by_histogram(const RowView& row, int need, 
     const bool taken = held && score >= sure;
     const bool close = held && score >= near && !taken;
     surely += taken;
-    if (taken && entry.y < RowWriter::kWindow) mark(scratch.bitmap, entry.y);
+    if (kMark && taken && entry.y < RowWriter::kWindow) mark(scratch.bitmap, entry.y);
     const uint32_t all = __ballot_sync(kWarp, close);
     if (all != 0) {
       const int slot = count + __popc(all & ((1u << lane) - 1));
@@ -123,7 +124,7 @@ __device__ __forceinline__ bool mark_by_histogram(const RowView& row, int need, 
   __syncwarp();
   if (count > kBoundary || rank < 1 || rank > count) return false;
   cut = rank_boundary(scratch, count, rank);
-  for (int i = lane; i < count; i += 32) {
+  for (int i = lane; kMark && i < count; i += 32) {
     const uint2 entry = scratch.boundary[i];
     if (entry.y < RowWriter::kWindow && cut.takes(entry)) mark(scratch.bitmap, entry.y);
   }
@@ -145,7 +146,7 @@ __device__ __forceinline__ int finish_row(const RowView& row, int need, Scale sc
   Cut cut = need == 0 ? Cut::nothing() : Cut::everything();
   bool marked = need == 0;
   if (need > 0 && row.total > need) {
-    marked = mark_by_histogram(row, need, scale, bins, scratch, cut);
+    marked = cut_by_histogram<true>(row, need, scale, bins, scratch, cut);
     if (!marked) {
       clear_bitmap(scratch.bitmap);
       cut = radix_cut(row, need, scratch.digits);

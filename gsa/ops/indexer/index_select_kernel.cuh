@@ -42,7 +42,9 @@ __global__ void __launch_bounds__(Layout<S>::kThreads, 1)
                          shared,
                          RowStore{static_cast<uint8_t*>(p.workspace) + kHeaderBytes, lane_limit},
                          header->wild_keys != 0,
-                         {}};
+                         {},
+                         works,
+                         0};
     for (int round = 0;; ++round) {
       tile_barrier<S>();
       const int number = shared.tile;
@@ -87,38 +89,38 @@ cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
   const int64_t works = work_count(p);
   const int blocks = static_cast<int>(std::min<int64_t>(works, multiprocessors()));
   return cuda::launch(select_kernel<S>, blocks, Layout<S>::kThreads, kShared, stream, p, maps.keys,
-                      maps.strided, lane_capacity(p.k_max, p.keys), static_cast<int>(works));
+                      maps.strided, lane_capacity(list_need(p), p.keys), static_cast<int>(works));
 }
 
-template <IndexActivation kActivation, int kHeads>
+template <IndexActivation kActivation, bool kShared, int kHeads>
 cudaError_t launch_dim(const IndexSelectParams& p, cudaStream_t stream) {
   switch (p.dim) {
 #ifndef GSA_ONLY64
     case 32:
-      return launch<Shape<kHeads, 32, kActivation>>(p, stream);
+      return launch<Shape<kHeads, 32, kActivation, kShared>>(p, stream);
     case 128:
-      return launch<Shape<kHeads, 128, kActivation>>(p, stream);
+      return launch<Shape<kHeads, 128, kActivation, kShared>>(p, stream);
 #endif
     case 64:
-      return launch<Shape<kHeads, 64, kActivation>>(p, stream);
+      return launch<Shape<kHeads, 64, kActivation, kShared>>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }
 }
 
-template <IndexActivation kActivation>
+template <IndexActivation kActivation, bool kShared = false>
 cudaError_t launch_heads(const IndexSelectParams& p, cudaStream_t stream) {
   switch (p.heads) {
 #ifndef GSA_ONLY64
     case 1:
-      return launch_dim<kActivation, 1>(p, stream);
+      return launch_dim<kActivation, kShared, 1>(p, stream);
     case 2:
-      return launch_dim<kActivation, 2>(p, stream);
+      return launch_dim<kActivation, kShared, 2>(p, stream);
     case 8:
-      return launch_dim<kActivation, 8>(p, stream);
+      return launch_dim<kActivation, kShared, 8>(p, stream);
 #endif
     case 4:
-      return launch_dim<kActivation, 4>(p, stream);
+      return launch_dim<kActivation, kShared, 4>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }

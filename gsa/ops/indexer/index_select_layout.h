@@ -7,6 +7,7 @@
 #include "gsa/ops/indexer/index_select_finish.h"
 #include "gsa/ops/indexer/index_select_plan.h"
 #include "gsa/ops/indexer/index_select_score.h"
+#include "gsa/ops/indexer/index_select_shared.h"
 #include "gsa/ops/indexer/index_select_stage.h"
 
 namespace gsa::fused_select {
@@ -28,7 +29,7 @@ struct Layout {
   alignas(1024) uint8_t keys[kStages][S::kStageBytes];
   WarpScratch warps[kWarps];
   uint32_t bins[kWarps][8][kBins];
-  RowNotes notes[kWarps][32];
+  Notes<S> notes[kWarps][32];
   uint64_t full[kStages];
   uint64_t empty[kStages];
   int tile;
@@ -53,8 +54,16 @@ __device__ __forceinline__ Work find_work(const IndexSelectParams& p, int lane_l
   work.first_position = work.first_query + p.keys - p.queries;
   const int64_t end = min(p.keys, work.first_position + S::kTileQueries);
   work.key_blocks = static_cast<int>((end + kBlockKeys - 1) / kBlockKeys);
-  work.samples = sample_blocks(work.first_position, lane_limit);
+  const int64_t before = S::kShared ? work.first_query % p.query_tile : 0;  // of the first query's tile
+  work.samples = sample_blocks(work.first_position - before, lane_limit);
   return work;
+}
+
+// The first of the tile's rows, where the rows of all tiles lie side by side, sequence by sequence.
+template <class S>
+__device__ __forceinline__ int64_t first_row_of(const IndexSelectParams& p, const Work& work) {
+  const int64_t tiles = (p.queries + S::kTileQueries - 1) / S::kTileQueries;
+  return work.batch * tiles * S::kTileQueries + work.first_query;
 }
 
 template <class S>

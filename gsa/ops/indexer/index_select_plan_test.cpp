@@ -81,5 +81,81 @@ TEST(IndexSelectPlan, TilesFitTheirWarpgroups) {
   EXPECT_EQ(workspace_bytes(params, 1), kHeaderBytes + size_t{96} * 4 * lane_capacity(2048, 131072) * 8);
 }
 
+IndexSelectParams shared_problem(int64_t batch, int64_t queries, int64_t keys, int k, int query_tile) {
+  IndexSelectParams p;
+  p.batch = batch, p.queries = queries, p.keys = keys;
+  p.heads = 4, p.dim = 64;
+  p.k_base = p.k_min = p.k_max = k;
+  p.query_tile = query_tile;
+  p.keep_first = 4, p.keep_recent = 16;
+  p.capacity = shared_keys(p.tile_factor, k) + query_tile;
+  return p;
+}
+
+TEST(IndexSelectPlan, SharedRowsRoundHalfToEvenAndNeedWhatTheyMayTake) {
+  EXPECT_EQ(shared_keys(1.5, 3), 4);    // 4.5
+  EXPECT_EQ(shared_keys(1.5, 5), 8);    // 7.5
+  EXPECT_EQ(shared_keys(1.3, 15), 20);  // 19.5 in fp64, less in fp32
+  const IndexSelectParams p = shared_problem(1, 1000, 1000, 100, 64);
+  EXPECT_EQ(shared_need(p, 0), 0);
+  EXPECT_EQ(shared_need(p, 15), 0);     // all kept
+  EXPECT_EQ(shared_need(p, 64), 44);    // all candidates
+  EXPECT_EQ(shared_need(p, 960), 130);  // 150 less the kept ones
+  IndexSelectParams narrow = p;
+  narrow.tile_factor = 1.1;
+  EXPECT_EQ(shared_need(narrow, 960), 100);  // the k-th best of them is the threshold
+}
+
+// Every query in exactly one chunk, with its own keys and outputs, and tiles never split.
+TEST(IndexSelectPlan, SharedChunksCoverTheQueries) {
+  for (const int64_t queries : {1, 64, 200, 5000})
+    for (const int64_t batch : {1, 7})
+      for (const int tile : {2, 50, 64, 256})
+        for (const size_t limit : {size_t{1}, size_t{1} << 22, size_t{1} << 26, size_t{1} << 34}) {
+          IndexSelectParams p = shared_problem(batch, queries, queries + 100, 300, tile);
+          std::vector<char> keys(1), query(1);
+          std::vector<float> numbers(batch * queries * 4);
+          const int64_t rows = (queries + tile - 1) / tile;
+          std::vector<int32_t> counts(batch * rows);
+          p.index_query = query.data(), p.index_key = keys.data();
+          p.head_weight = p.statistic = numbers.data();
+          p.counts = p.indices = counts.data();
+          p.capacity = 0;
+          const SharedPlan plan = plan_shared(p, 132, SharedLimits{limit, 1 << 14});
+          const size_t bytes = shared_workspace_bytes(p, plan);
+          std::vector<int> seen(batch * queries);
+          for (int64_t i = 0; i < plan.chunks; ++i) {
+            const IndexSelectParams c = shared_chunk(p, plan, i);
+            ASSERT_GE(c.batch, 1);
+            ASSERT_GE(c.queries, 1);
+            ASSERT_TRUE(c.batch == 1 || c.queries == queries);
+            const int64_t token = c.statistic - p.statistic, first = token % queries;
+            EXPECT_EQ(first % tile, 0);
+            EXPECT_EQ(c.keys - c.queries, first + 100);  // the first query's position
+            EXPECT_EQ(c.counts - p.counts, token / queries * rows + first / tile);
+            EXPECT_EQ(c.head_weight - p.head_weight, 4 * token);
+            EXPECT_EQ(static_cast<const char*>(c.index_query) - query.data(), token * 4 * 64 * 2);
+            EXPECT_EQ(static_cast<const char*>(c.index_key) - keys.data(), token / queries * p.keys * 64 * 2);
+            for (int64_t t = 0; t < c.batch * c.queries; ++t) ++seen[token + t];
+            const int64_t tiles = c.batch * ((c.queries + tile - 1) / tile);
+            EXPECT_LE(shared_space(c).merged_at + tiles * plan.merged * 8, bytes);
+          }
+          EXPECT_TRUE(std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; }));
+        }
+}
+
+TEST(IndexSelectPlan, SharedWorkspaceStaysWithinItsLimitAndFillsTheChip) {
+  const SharedLimits limits;
+  for (const int k : {256, 1024, 2048}) {
+    const IndexSelectParams p = shared_problem(1, 131072, 131072, k, 64);
+    const SharedPlan plan = plan_shared(p, 132);
+    EXPECT_LE(shared_workspace_bytes(p, plan), limits.workspace + (size_t{8} << 20));
+    EXPECT_GE(plan.queries, k < 2048 ? 132 * 96 - 64 : 10000);
+  }
+  const IndexSelectParams small = shared_problem(2, 512, 512, 256, 64);
+  EXPECT_EQ(plan_shared(small, 132).chunks, 1);
+  EXPECT_LE(plan_shared(small, 132).window, 2 * kMergeStep);
+}
+
 }  // namespace
 }  // namespace gsa::fused_select

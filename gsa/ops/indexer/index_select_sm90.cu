@@ -40,12 +40,15 @@ __global__ void look_for_wild_keys(const uint4* keys, int64_t vectors, Header* h
 bool index_select_sm90_takes(const IndexSelectParams& p) {
   const bool heads = p.heads == 1 || p.heads == 2 || p.heads == 4 || p.heads == 8;
   const bool dim = p.dim == 32 || p.dim == 64 || p.dim == 128;
-  return heads && dim && p.query_tile == 1 && p.batch >= 1 && p.queries >= 1 && p.queries <= p.keys &&
+  const bool rows = p.query_tile == 1 || (p.query_tile >= 2 && p.query_tile <= 256 && p.tile_factor >= 1 &&
+                                          p.tile_factor * p.k_max < (1 << 29));
+  return heads && dim && rows && p.batch >= 1 && p.queries >= 1 && p.queries <= p.keys &&
          p.keys < (int64_t{1} << 30) && p.batch * p.queries < (int64_t{1} << 31) && p.k_max >= 1;
 }
 
 size_t index_select_sm90_workspace(const IndexSelectParams& p) {
   using namespace fused_select;
+  if (p.query_tile > 1) return shared_workspace_bytes(p, plan_shared(p, multiprocessors()));
   return workspace_bytes(p, static_cast<int>(std::min<int64_t>(work_count(p), multiprocessors())));
 }
 
@@ -58,6 +61,7 @@ cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t st
                                           static_cast<const uint4*>(p.index_key),
                                           p.batch * p.keys * p.dim / 8, static_cast<Header*>(p.workspace));
   if (looked != cudaSuccess) return looked;
+  if (p.query_tile > 1) return launch_shared(p, SharedLimits{}, stream);
   switch (p.activation) {
     case IndexActivation::kSigmoid:
       return launch_sigmoid(p, stream);

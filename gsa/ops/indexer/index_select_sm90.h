@@ -5,10 +5,12 @@
 
 #include "gsa/cuda/runtime.h"
 #include "gsa/ops/indexer/index_select_params.h"
+#include "gsa/ops/indexer/index_select_plan.h"
 
 namespace gsa {
 
-// Whether the kernel takes this problem: heads 1, 2, 4, 8; dim 32, 64, 128; query_tile 1; 1 <= T <= S < 2^30.
+// Whether the kernel takes this problem: heads 1, 2, 4, 8; dim 32, 64, 128; query_tile up to 256 and, above
+// 1, tile_factor at least 1; 1 <= T <= S < 2^30.
 bool index_select_sm90_takes(const IndexSelectParams& params);
 
 // Bytes that params.workspace must hold on the current device; the contents do not matter.
@@ -30,6 +32,15 @@ int64_t work_count(const IndexSelectParams& params);
 cudaError_t launch_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_hard_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_relu(const IndexSelectParams& params, cudaStream_t stream);
+
+// The same for queries of shared rows: fills the lists.
+cudaError_t launch_shared_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
+cudaError_t launch_shared_hard_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
+cudaError_t launch_shared_relu(const IndexSelectParams& params, cudaStream_t stream);
+
+// Shared rows, after the workspace's header is ready, chunk by chunk (index_select_shared_sm90.cu). The
+// workspace holds shared_workspace_bytes for the plan of the same limits.
+cudaError_t launch_shared(const IndexSelectParams& params, const SharedLimits& limits, cudaStream_t stream);
 
 }  // namespace fused_select
 }  // namespace gsa

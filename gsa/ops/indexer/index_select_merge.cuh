@@ -1,0 +1,218 @@
+// The rows of tiles of queries from the queries' lists: one block a tile (docs/kernels/index_select.md,
+// "Shared rows").
+//
+// A key's worth is the largest margin, score less the query's threshold, over the lists that hold it. The
+// block takes the positions window by window: an array in shared memory collects each position's largest
+// margin from all lists of the tile, what lies above the gate is appended to the tile's merged list, in
+// ascending order. When that is full it is cut to the exact best so far, which raises the gate to the last of
+// them: later positions would lose the tie.
+#pragma once
+
+#include "gsa/cuda/launch.h"
+#include "gsa/cuda/reduction.h"
+#include "gsa/ops/indexer/index_select_params.h"
+#include "gsa/ops/indexer/index_select_plan.h"
+#include "gsa/ops/indexer/index_select_row.h"
+
+namespace gsa::fused_select {
+
+constexpr int kMergeDigits = 2048;
+static_assert(kMergeDigits == 4 * kMergeThreads, "four digits a thread");
+
+struct MergeScratch {
+  uint32_t digits[kMergeDigits];
+  int sums[kMergeThreads / 32];
+  int found_digit;
+  int found_rank;
+};
+
+// Shared memory of a merging block: the scratch, then the window's margins.
+inline int merge_shared_bytes(int window) {
+  return static_cast<int>(sizeof(MergeScratch)) + window * 4;
+}
+
+// Sum over the threads before this one, and over all. All threads of the block take part.
+__device__ __forceinline__ int block_exclusive_sum(int x, int* sums, int& total) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  int before = cuda::warp_exclusive_sum(x);
+  if ((threadIdx.x & 31) == 31) sums[warp] = before + x;
+  __syncthreads();
+  total = 0;
+  for (int w = 0; w < kMergeThreads / 32; ++w) {
+    if (w < warp) before += sums[w];
+    total += sums[w];
+  }
+  __syncthreads();
+  return before;
+}
+
+struct Merger {
+  MergeScratch& scratch;
+  uint32_t* best;  // ordered margins of the window's positions; 0: in no list
+  uint2* merged;   // (ordered margin, position)
+  int limit;       // entries that `merged` can hold
+  int wanted;      // entries of the row
+  int count = 0;   // entries so far
+  uint32_t gate = kLowest;
+
+  static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+
+  __device__ __forceinline__ void clear(int width) {
+    for (int i = thread(); i < width; i += kMergeThreads) best[i] = 0;
+    __syncthreads();
+  }
+
+  // Enters a query's list, by one warp.
+  __device__ __forceinline__ void enter(const SharedRow& row, const uint8_t* slots, int begin, int width) {
+    const int lane = threadIdx.x & 31;
+    RowView view;
+    view.slots = slots;
+    view.mine = row.counts[lane & 3];
+    view.pair[0] = row.counts[2 * (lane & 1)];
+    view.pair[1] = row.counts[2 * (lane & 1) + 1];
+    view.longest = max(max(row.counts[0], row.counts[1]), max(row.counts[2], row.counts[3]));
+    view.total = 0;  // not read
+    const float threshold = row.threshold;
+    for_each_entry(view, [&](bool held, uint2 entry) {
+      const uint32_t at = entry.y - begin;
+      const float margin = __uint_as_float(entry.x) - threshold;
+      // Not NaN, which infinite scores leave, nor -inf.
+      if (held && at < static_cast<uint32_t>(width) && margin > -kInfinity)
+        atomicMax(&best[at], ordered_key(margin));
+    });
+  }
+
+  // Appends what of the window lies above the gate.
+  __device__ __forceinline__ void collect(int begin, int width) {
+    for (int base = 0; base < width; base += kMergeStep) {
+      if (count + kMergeStep > limit) cut();
+      const int first = base + 4 * thread();
+      uint32_t keys[4];
+      int mine = 0, total;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        keys[i] = first + i < width ? best[first + i] : 0;
+        mine += keys[i] > gate;
+      }
+      int to = count + block_exclusive_sum(mine, scratch.sums, total);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (keys[i] > gate) merged[to++] = uint2{keys[i], static_cast<uint32_t>(begin + first + i)};
+      count += total;
+    }
+    __syncthreads();
+  }
+
+  // The wanted-th largest margin of the merged list, which has more than that; how many of those equal to it
+  // are wanted goes to `ties`.
+  __device__ __forceinline__ uint32_t find_last(int& ties) {
+    uint32_t prefix = 0, known = 0;
+    int rank = wanted;
+#pragma unroll
+    for (int shift : {21, 10, 0}) {
+      const uint32_t digit_mask = shift == 0 ? kMergeDigits / 2 - 1 : kMergeDigits - 1;
+      for (int i = thread(); i < kMergeDigits; i += kMergeThreads) scratch.digits[i] = 0;
+      __syncthreads();
+      for (int i = thread(); i < count; i += kMergeThreads) {
+        const uint32_t key = merged[i].x;
+        if (((key ^ prefix) & known) == 0) atomicAdd(&scratch.digits[key >> shift & digit_mask], 1u);
+      }
+      __syncthreads();
+      const int top = kMergeDigits - 1 - 4 * thread();  // thread 0 has the largest digits
+      int mine = 0, total;
+      for (int i = 0; i < 4; ++i) mine += scratch.digits[top - i];
+      int above = block_exclusive_sum(mine, scratch.sums, total);
+      for (int i = 0; i < 4; ++i) {
+        const int here = scratch.digits[top - i];
+        if (above < rank && rank <= above + here) {
+          scratch.found_digit = top - i;
+          scratch.found_rank = rank - above;
+        }
+        above += here;
+      }
+      __syncthreads();
+      prefix |= static_cast<uint32_t>(scratch.found_digit) << shift;
+      known |= digit_mask << shift;
+      rank = scratch.found_rank;
+      __syncthreads();
+    }
+    ties = rank;
+    return prefix;
+  }
+
+  // Leaves the best `wanted` of the merged list, in their order.
+  __device__ __forceinline__ void cut() {
+    if (count <= wanted) return;
+    __syncthreads();
+    int ties;
+    const uint32_t last = find_last(ties);
+    int sure = 0, equal = 0;  // before the step
+    for (int base = 0; base < count; base += kMergeThreads) {
+      const int i = base + thread();
+      const uint2 entry = i < count ? merged[i] : uint2{0, 0};
+      const int above = entry.x > last, tie = i < count && entry.x == last;
+      int total;
+      const int before = block_exclusive_sum(above | tie << 16, scratch.sums, total);
+      const int equal_before = equal + (before >> 16);
+      // What is written lies at or before what the step has read.
+      if (above || (tie && equal_before < ties))
+        merged[sure + (before & 0xffff) + min(equal_before, ties)] = entry;
+      sure += total & 0xffff;
+      equal += total >> 16;
+    }
+    count = wanted;
+    gate = last;
+    __syncthreads();
+  }
+};
+
+// Fills a row of indices for every tile of every sequence: block r of a sequence has its tile r.
+static __global__ void __launch_bounds__(kMergeThreads, 1)
+    merge_kernel(const __grid_constant__ IndexSelectParams p, const __grid_constant__ SharedSpace space,
+                 int merged_limit, int window) {
+  MergeScratch& scratch = cuda::shared_memory<MergeScratch>();
+  const int tiles = static_cast<int>((p.queries + p.query_tile - 1) / p.query_tile);
+  const int64_t sequence = blockIdx.x / tiles;
+  const int first_query = static_cast<int>(blockIdx.x % tiles) * p.query_tile;
+  const int queries = static_cast<int>(min(static_cast<int64_t>(p.query_tile), p.queries - first_query));
+  const int start = static_cast<int>(first_query + p.keys - p.queries);
+  uint8_t* base = static_cast<uint8_t*>(p.workspace);
+  const int64_t first_row = sequence * space.padded + first_query;
+  const RowStore store{base + kHeaderBytes, space.lane_limit};
+  const SharedRow* rows = reinterpret_cast<const SharedRow*>(base + space.rows_at) + first_row;
+
+  int budget = 0;
+  for (int i = 0; i < queries; ++i) budget = max(budget, rows[i].budget);
+  const int kept = shared_kept(p, start);
+  Merger merger{
+      scratch, reinterpret_cast<uint32_t*>(&scratch + 1),
+      reinterpret_cast<uint2*>(base + space.merged_at) + static_cast<int64_t>(blockIdx.x) * merged_limit,
+      merged_limit, max(0, shared_keys(p.tile_factor, budget) - kept)};
+  const int end = start - p.keep_recent;  // of the candidates
+  for (int begin = p.keep_first; merger.wanted > 0 && begin < end; begin += window) {
+    const int width = min(window, end - begin);
+    merger.clear(width);
+    for (int i = static_cast<int>(threadIdx.x) / 32; i < queries; i += kMergeThreads / 32)
+      merger.enter(rows[i], store.row(first_row + i), begin, width);
+    __syncthreads();
+    merger.collect(begin, width);
+  }
+  merger.cut();
+
+  int32_t* out = p.indices + blockIdx.x * static_cast<int64_t>(p.capacity);
+  const int first = min(p.keep_first, start), recent = max(first, start - p.keep_recent);
+  const int recent_at = first + merger.count, own_at = recent_at + start - recent, all = own_at + queries;
+  for (int i = static_cast<int>(threadIdx.x); i < p.capacity; i += kMergeThreads) {
+    int32_t position = -1;
+    if (i < first)
+      position = i;
+    else if (i < recent_at)
+      position = static_cast<int32_t>(merger.merged[i - first].y);
+    else if (i < all)  // the last kept positions and the tile's own follow each other
+      position = recent + i - recent_at;
+    out[i] = position;
+  }
+  if (threadIdx.x == 0) p.counts[blockIdx.x] = all;
+}
+
+}  // namespace gsa::fused_select

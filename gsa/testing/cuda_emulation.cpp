@@ -19,7 +19,7 @@ namespace emulation {
 namespace {
 
 constexpr size_t kStackBytes = 128 << 10;
-constexpr size_t kSharedBytes = 228 << 10;
+constexpr size_t kSharedBytes = 227 << 10;
 
 void fiber_main();
 

@@ -49,6 +49,23 @@ inline SelectInputs tied_select_inputs(int64_t batch, int64_t queries, int64_t k
           at::randint(-4, 5, {heads}, at::kFloat) / 4};
 }
 
+/// Of the softmax that the entropy budget reads.
+inline constexpr float kSelectLogScale = 1.1f;
+
+/// What the budget rule reads, in fp64 from the scores [T,S] of one sequence.
+inline std::vector<double> select_statistic(const at::Tensor& scores, const IndexSelectOptions& options) {
+  if (options.budget != "entropy" && options.budget != "max_score") return oracle_variance(scores);
+  std::vector<double> statistics;
+  for (int64_t t = 0; t < scores.size(0); ++t) {
+    const at::Tensor row = scores[t].slice(0, 0, t + 1 + scores.size(1) - scores.size(0));
+    const at::Tensor valid = row.masked_select(~row.isnan());
+    const at::Tensor p = (valid * std::exp(static_cast<double>(kSelectLogScale))).softmax(0);
+    statistics.push_back(options.budget == "entropy" ? -(p * p.log()).sum().item<double>()
+                                                     : valid.max().item<double>());
+  }
+  return statistics;
+}
+
 struct Selection {
   at::Tensor indices, counts, statistic;
 };
@@ -60,7 +77,8 @@ using Selector = std::function<Selection(const SelectInputs&, const IndexSelectO
 /// The op itself on the inputs' device.
 inline Selection select_where_it_is(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
   const auto [indices, counts, statistic] =
-      index_select(in.query, in.key, in.weight, in.bias, at::full({}, mean, in.weight.options()), options);
+      index_select(in.query, in.key, in.weight, in.bias, at::full({}, mean, in.weight.options()), options,
+                   at::full({}, kSelectLogScale, in.weight.options()));
   return {indices, counts, statistic};
 }
 
@@ -122,11 +140,11 @@ inline void check_selection(const SelectInputs& in, const IndexSelectOptions& op
   const double slack = 2 * max_error(narrow, scores.to(at::kFloat)) + hardware + 1e-5 * largest;
   const int64_t queries = in.query.size(1), keys = in.key.size(1), tile = options.query_tile;
   for (int64_t b = 0; b < in.query.size(0); ++b) {
-    const auto variance = oracle_variance(scores[b]);
+    const auto expected = select_statistic(scores[b], options);
     std::vector<int64_t> budget;
     for (int64_t t = 0; t < queries; ++t) {
       const float statistic = found.statistic[b][t].item<float>();
-      EXPECT_NEAR(statistic, variance[t], 2e-3 * variance[t] + 1e-6) << "query " << t;
+      EXPECT_NEAR(statistic, expected[t], 2e-3 * expected[t] + 1e-6) << "query " << t;
       budget.push_back(oracle_budget(statistic, static_cast<float>(mean), t + keys - queries, options));
     }
     for (int64_t r = 0; r < found.counts.size(1); ++r) {

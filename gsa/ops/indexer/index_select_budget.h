@@ -3,6 +3,7 @@
 
 #include "gsa/ops/indexer/index_select_params.h"
 #include "gsa/ops/indexer/index_select_row.h"
+#include "gsa/ops/indexer/index_select_stage.h"
 
 namespace gsa::fused_select {
 
@@ -23,11 +24,32 @@ __device__ __forceinline__ float find_statistic(const IndexSelectParams& p, floa
   return static_cast<float>(draw / 4294967296.0 + 0.5);
 }
 
+constexpr float kLog2E = 1.4426950408889634f;
+
+// The factor of the entropy's softmax, in powers of two. Not zero: it multiplies infinities.
+__device__ __forceinline__ float softmax_factor(const IndexSelectParams& p) {
+  const bool scaled = p.budget == SelectBudget::kEntropy && p.log_scale != nullptr;
+  return fmaxf(scaled ? expf(*p.log_scale) * kLog2E : kLog2E, 1e-30f);
+}
+
+// The largest score of a row, or the entropy of its softmax in nats, from the sums of the quad's lanes.
+__device__ __forceinline__ float softmax_statistic(const IndexSelectParams& p, const SoftmaxRow& row) {
+  const float best = cuda::warp_max<4>(row.best), below = row.best - best;
+  const float scale = cuda::fast_exp2(row.factor * below);
+  const float weight = cuda::warp_sum<4>(row.weight * scale);
+  const float weighted = cuda::warp_sum<4>(scale * fmaf(row.weight, below, row.weighted));
+  const bool none = best == SoftmaxRow::kNone;
+  if (p.budget == SelectBudget::kMaxScore) return none ? -kInfinity : best + row.shift;
+  return none ? 0.0f : logf(weight) - row.factor / kLog2E * (weighted / weight);
+}
+
 // The row's budget (semantics.md 4): no variance is no confidence, no ratio none of the rule's business.
+template <bool kSoftmax = false>
 __device__ __forceinline__ int find_budget(const IndexSelectParams& p, float statistic, int position) {
   float k = static_cast<float>(p.k_base);
   if (p.budget != SelectBudget::kFixed) {
-    const bool inverse = p.budget == SelectBudget::kInverse;
+    const bool inverse =
+        p.budget == SelectBudget::kInverse || (kSoftmax && p.budget == SelectBudget::kMaxScore);
     const float mean = *p.running_mean;
     const float ratio = inverse ? mean / statistic : statistic / mean;
     if (!isnan(ratio)) k = rintf(ratio * k);

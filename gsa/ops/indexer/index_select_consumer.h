@@ -71,7 +71,8 @@ struct Consumer {
 
   // Scores the next staged block, whose first key lies at `begin`.
   template <Take kTake>
-  __device__ __forceinline__ void take_block(const Query<S>& q, int begin, const Bounds& bounds, Row& row) {
+  __device__ __forceinline__ void take_block(const Query<S>& q, int begin, const Bounds& bounds,
+                                             RowOf<S>& row) {
     cuda::mbarrier_wait(&shared.full[at.slot], at.parity);
     const uint32_t stage = cuda::mbarrier_address(shared.keys[at.slot]);
 #pragma unroll
@@ -104,7 +105,7 @@ struct Consumer {
   }
 
   // A first look at some keys: the shift, the histogram's scale and, where there is a sample, the gate.
-  __device__ __forceinline__ void look_ahead(const Work& work, int64_t query, Row& row) {
+  __device__ __forceinline__ void look_ahead(const Work& work, int64_t query, RowOf<S>& row) {
     Query<S> q;
     load_query<S>(p, work.batch, query, q);
     Notes<S>& notes = this->notes();
@@ -125,7 +126,7 @@ struct Consumer {
   }
 
   // Sets the gate from the histogram of a sample, and the scale for what will pass it.
-  __device__ __forceinline__ void sample_gate(const Query<S>& q, const Work& work, Row& row) {
+  __device__ __forceinline__ void sample_gate(const Query<S>& q, const Work& work, RowOf<S>& row) {
     Notes<S>& notes = this->notes();
     const int samples = work.samples * kBlockKeys;
     const int rank = sample_rank(samples, max(notes.need, 1),
@@ -149,7 +150,7 @@ struct Consumer {
   }
 
   // The whole pass over the keys.
-  __device__ __forceinline__ void stream(const Work& work, int64_t query, Row& row) {
+  __device__ __forceinline__ void stream(const Work& work, int64_t query, RowOf<S>& row) {
     Query<S> q;  // loaded again, so that it holds no registers while rows are finished
     load_query<S>(p, work.batch, query, q);
     const bool careful = wild_keys || __any_sync(kWarp, q.wild);
@@ -163,6 +164,7 @@ struct Consumer {
     Notes<S>& notes = this->notes();
     notes.skipped = 0;
     row.sum = row.squares = 0;
+    if constexpr (S::kSoftmax) row.forget();
     for (int i = 0; i < work.key_blocks; ++i) {
       if (i >= first_plain && i < last_plain) {
         take_block<Take::kPlain>(q, i * kBlockKeys, Bounds{}, row);
@@ -184,17 +186,21 @@ struct Consumer {
 
   // Trims and emits the warp's rows. Returns whether one came out short because its guessed gate was too
   // high: then it loses the gate, and the tile runs again; finished rows close theirs.
-  __device__ __forceinline__ bool finish(const Work& work, int64_t query, Row& row) {
+  __device__ __forceinline__ bool finish(const Work& work, int64_t query, RowOf<S>& row) {
     Notes<S>& notes = this->notes();
     const int position = notes.position;
     const float n = fmaxf(static_cast<float>(position + 1) - cuda::warp_sum<4>(notes.skipped), 1.0f);
     const float mean = cuda::warp_sum<4>(row.sum) / n;
     const float variance = fmaxf(__fsub_rn(cuda::warp_sum<4>(row.squares) / n, __fmul_rn(mean, mean)), 0.0f);
     const bool open = position >= 0 && row.gate != kInfinity;
-    const float statistic = find_statistic(p, variance, position);
+    float statistic;
+    if constexpr (S::kSoftmax)
+      statistic = softmax_statistic(p, row);
+    else
+      statistic = find_statistic(p, variance, position);
     const int64_t first_token = work.batch * p.queries + query - lane() / 4;
     // Any query of a shared row may turn out to have the largest budget.
-    const int budget = open ? find_budget(p, statistic, position) : 0;
+    const int budget = open ? find_budget<S::kSoftmax>(p, statistic, position) : 0;
     const int need = !open ? 0 : S::kShared ? notes.need : budget - notes.kept;
     const int total = cuda::warp_sum<4>(notes.count);
     const bool short_of = open && total < need && row.gate > -kInfinity;
@@ -238,7 +244,8 @@ struct Consumer {
         notes.need = full_budget(p, position) - notes.kept;
       }
     }
-    Row row;
+    RowOf<S> row;
+    if constexpr (S::kSoftmax) row.factor = softmax_factor(p);
     look_ahead(work, query, row);
     if (notes.position < 0) row.gate = kInfinity;
     // No row is short after a second pass.

@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kOp = "index_select";
 
-std::optional<SelectBudget> kernel_budget(BudgetRule rule) {
+SelectBudget kernel_budget(BudgetRule rule) {
   switch (rule) {
     case BudgetRule::kFixed:
       return SelectBudget::kFixed;
@@ -29,9 +29,12 @@ std::optional<SelectBudget> kernel_budget(BudgetRule rule) {
       return SelectBudget::kAsPrinted;
     case BudgetRule::kRandom:
       return SelectBudget::kRandom;
-    default:
-      return std::nullopt;
+    case BudgetRule::kEntropy:
+      return SelectBudget::kEntropy;
+    case BudgetRule::kMaxScore:
+      return SelectBudget::kMaxScore;
   }
+  return SelectBudget::kFixed;  // never
 }
 
 IndexActivation kernel_activation(Activation activation) {
@@ -79,7 +82,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
   if (const auto decoded = index_select_decode(index_query, index_key, head_weight, head_bias, running_mean,
                                                options, log_scale))
     return *decoded;
-  const std::optional<SelectBudget> rule = kernel_budget(parse_budget_rule(kOp, budget));
   IndexSelectParams params;
   params.batch = index_query.size(0);
   params.queries = index_query.size(1);
@@ -95,8 +97,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
   params.query_tile = static_cast<int>(query_tile);
   params.tile_factor = tile_factor;
   params.activation = kernel_activation(parse_activation(kOp, activation));
-  params.budget = rule.value_or(SelectBudget::kFixed);
-  if (index_query.scalar_type() != at::kBFloat16 || !rule || !is_hopper(index_query) ||
+  params.budget = kernel_budget(parse_budget_rule(kOp, budget));
+  if (index_query.scalar_type() != at::kBFloat16 || !is_hopper(index_query) ||
       !index_select_sm90_takes(params)) {
     TORCH_WARN_ONCE(kOp, ": no fused kernel for ", index_query.scalar_type(), " with J = ", params.heads,
                     ", I = ", params.dim, ", budget '", options.budget, "', query_tile ", query_tile,
@@ -107,7 +109,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
   }
   const at::Tensor query = as_loadable(index_query), key = as_loadable(index_key);
   const at::Tensor weight = as_floats(head_weight, query), bias = as_floats(head_bias, query);
-  const at::Tensor mean = as_floats(running_mean, query);
+  const at::Tensor mean = as_floats(running_mean, query), scale = as_floats(log_scale, query);
   const int64_t rows = (params.queries + query_tile - 1) / query_tile;
   const auto ints = query.options().dtype(at::kInt);
   const at::Tensor indices = at::empty({params.batch, rows, params.capacity}, ints);
@@ -120,6 +122,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
   params.head_weight = floats_or_null(weight);
   params.head_bias = floats_or_null(bias);
   params.running_mean = floats_or_null(mean);
+  params.log_scale = floats_or_null(scale);
   params.indices = indices.mutable_data_ptr<int32_t>();
   params.counts = counts.mutable_data_ptr<int32_t>();
   params.statistic = statistic.mutable_data_ptr<float>();

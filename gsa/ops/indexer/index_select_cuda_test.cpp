@@ -168,6 +168,22 @@ TEST_F(IndexSelectCuda, SharedRowsMatchFp64OnRandomProblems) {
   }
 }
 
+TEST_F(IndexSelectCuda, EntropyAndMaximumBudgets) {
+  for (const int64_t tile : {1, 32})
+    for (const std::string activation : {"sigmoid", "hard_sigmoid", "relu"}) {
+      IndexSelectOptions options = make_select_options(90, activation, 2, 5);
+      options.k_base = 40;
+      options.query_tile = tile;
+      SelectInputs in = random_select_inputs(2, 110, 470, 4, 64);
+      options.budget = "entropy";
+      testing::check_selection(in, options, select_on_gpu, 5);
+      in.key.slice(1, 0, 470, 7).fill_(std::numeric_limits<double>::quiet_NaN());
+      testing::check_selection(in, options, select_on_gpu, 5);
+      options.budget = "max_score";
+      testing::check_selection(in, options, select_on_gpu, 1.5);
+    }
+}
+
 TEST_F(IndexSelectCuda, SharedRowsWithTies) {
   for (const int64_t tile : {2, 64, 256}) {
     check_exact(tied_select_inputs(2, 300, 700, 4, 64), shared_options(50, tile, 3, 5));

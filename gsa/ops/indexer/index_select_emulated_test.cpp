@@ -19,6 +19,7 @@
 #include "gsa/ops/indexer/index_select_kernel.cuh"
 #include "gsa/ops/indexer/index_select_shared_sm90.cu"
 #include "gsa/ops/indexer/index_select_sm90.cu"
+#include "gsa/ops/indexer/index_select_softmax_sm90.cu"
 
 namespace gsa::fused_select {
 
@@ -92,9 +93,12 @@ Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options
   params.activation = options.activation == "sigmoid"        ? IndexActivation::kSigmoid
                       : options.activation == "hard_sigmoid" ? IndexActivation::kHardSigmoid
                                                              : IndexActivation::kRelu;
-  params.budget = options.budget == "fixed"     ? SelectBudget::kFixed
-                  : options.budget == "inverse" ? SelectBudget::kInverse
-                                                : SelectBudget::kAsPrinted;
+  params.budget = options.budget == "fixed"        ? SelectBudget::kFixed
+                  : options.budget == "inverse"    ? SelectBudget::kInverse
+                  : options.budget == "as_printed" ? SelectBudget::kAsPrinted
+                  : options.budget == "entropy"    ? SelectBudget::kEntropy
+                                                   : SelectBudget::kMaxScore;
+  params.log_scale = &testing::kSelectLogScale;
   params.index_query = query.const_data_ptr();
   params.index_key = key.const_data_ptr();
   params.head_weight = weight.const_data_ptr<float>();
@@ -218,6 +222,22 @@ TEST_F(IndexSelectEmulated, SharedRowsWithAdaptiveBudgets) {
     options.budget = budget;
     options.tile_factor = budget == "inverse" ? 1.0 : 1.3;
     check_selection(random_select_inputs(2, 110, 170, 4, 64), options, select_emulated);
+  }
+}
+
+TEST_F(IndexSelectEmulated, EntropyAndMaximumBudgets) {
+  for (const int64_t tile : {1, 32}) {
+    IndexSelectOptions options = make_select_options(90, "hard_sigmoid", 2, 5);
+    options.k_base = 40;
+    options.query_tile = tile;
+    options.budget = "entropy";
+    SelectInputs in = random_select_inputs(2, 110, 170, 4, 64);
+    check_selection(in, options, select_emulated, 4.5);
+    in.key.slice(1, 0, 170, 7).fill_(std::numeric_limits<double>::quiet_NaN());
+    check_selection(in, options, select_emulated, 4.5);
+    options.budget = "max_score";
+    options.activation = "sigmoid";
+    check_selection(in, options, select_emulated, 1.5);
   }
 }
 

@@ -9,7 +9,7 @@ namespace gsa {
 enum class IndexActivation { kSigmoid, kHardSigmoid, kRelu };
 
 // The budget rules that the kernel computes itself (semantics.md 4).
-enum class SelectBudget { kFixed, kInverse, kAsPrinted, kRandom };
+enum class SelectBudget { kFixed, kInverse, kAsPrinted, kRandom, kEntropy, kMaxScore };
 
 struct IndexSelectParams {
   const void* index_query = nullptr;    // bf16 [batch, queries, heads, dim]
@@ -19,7 +19,7 @@ struct IndexSelectParams {
   const float* running_mean = nullptr;  // scalar, or null for kFixed
   int32_t* indices = nullptr;           // [batch, rows, capacity], ascending, padded with -1
   int32_t* counts = nullptr;            // [batch, rows]
-  float* statistic = nullptr;           // [batch, queries]: variance of the valid scores, or kRandom's draw
+  float* statistic = nullptr;           // [batch, queries]: what the rule reads (semantics.md, "Budgets")
   void* workspace = nullptr;            // index_select_workspace_bytes(params, multiprocessors) bytes
   int64_t batch = 0;
   int64_t queries = 0;  // T; query t sits at position t + keys - queries
@@ -36,6 +36,7 @@ struct IndexSelectParams {
   double tile_factor = 1.5;
   IndexActivation activation = IndexActivation::kSigmoid;
   SelectBudget budget = SelectBudget::kFixed;
+  const float* log_scale = nullptr;  // scalar, or null for zero; read by kEntropy
 };
 
 }  // namespace gsa

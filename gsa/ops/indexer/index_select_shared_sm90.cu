@@ -5,21 +5,6 @@
 #include "gsa/ops/indexer/index_select_sm90.h"
 
 namespace gsa::fused_select {
-namespace {
-
-cudaError_t stream_keys(const IndexSelectParams& p, cudaStream_t stream) {
-  switch (p.activation) {
-    case IndexActivation::kSigmoid:
-      return launch_shared_sigmoid(p, stream);
-    case IndexActivation::kHardSigmoid:
-      return launch_shared_hard_sigmoid(p, stream);
-    case IndexActivation::kRelu:
-      return launch_shared_relu(p, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
-}  // namespace
 
 cudaError_t launch_shared(const IndexSelectParams& p, const SharedLimits& limits, cudaStream_t stream) {
   const SharedPlan plan = plan_shared(p, multiprocessors(), limits);
@@ -30,7 +15,7 @@ cudaError_t launch_shared(const IndexSelectParams& p, const SharedLimits& limits
     // The counter of tiles starts again; what is known of the keys stays.
     error =
         cudaMemsetAsync(&static_cast<Header*>(p.workspace)->next_tile, 0, sizeof(Header::next_tile), stream);
-    if (error == cudaSuccess) error = stream_keys(chunk, stream);
+    if (error == cudaSuccess) error = launch_stream(chunk, stream);
     if (error != cudaSuccess) break;
     const int64_t tiles = (chunk.queries + p.query_tile - 1) / p.query_tile;
     error = cuda::launch(merge_kernel, static_cast<int>(chunk.batch * tiles), kMergeThreads, shared, stream,

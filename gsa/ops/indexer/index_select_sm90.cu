@@ -21,6 +21,24 @@ int64_t work_count(const IndexSelectParams& p) {
   return (p.queries + tile - 1) / tile * p.batch;
 }
 
+static bool wants_softmax(const IndexSelectParams& p) {
+  return p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
+}
+
+cudaError_t launch_stream(const IndexSelectParams& p, cudaStream_t stream) {
+  if (wants_softmax(p)) return launch_softmax(p, stream);
+  const bool shared = p.query_tile > 1;
+  switch (p.activation) {
+    case IndexActivation::kSigmoid:
+      return shared ? launch_shared_sigmoid(p, stream) : launch_sigmoid(p, stream);
+    case IndexActivation::kHardSigmoid:
+      return shared ? launch_shared_hard_sigmoid(p, stream) : launch_hard_sigmoid(p, stream);
+    case IndexActivation::kRelu:
+      return shared ? launch_shared_relu(p, stream) : launch_relu(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
 namespace {
 
 // Raises Header::wild_keys if any key needs the careful path.
@@ -42,7 +60,8 @@ bool index_select_sm90_takes(const IndexSelectParams& p) {
   const bool dim = p.dim == 32 || p.dim == 64 || p.dim == 128;
   const bool rows = p.query_tile == 1 || (p.query_tile >= 2 && p.query_tile <= 256 && p.tile_factor >= 1 &&
                                           p.tile_factor * p.k_max < (1 << 29));
-  return heads && dim && rows && p.batch >= 1 && p.queries >= 1 && p.queries <= p.keys &&
+  const bool budget = !fused_select::wants_softmax(p) || (p.heads == 4 && p.dim == 64);
+  return heads && dim && budget && rows && p.batch >= 1 && p.queries >= 1 && p.queries <= p.keys &&
          p.keys < (int64_t{1} << 30) && p.batch * p.queries < (int64_t{1} << 31) && p.k_max >= 1;
 }
 
@@ -61,16 +80,7 @@ cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t st
                                           static_cast<const uint4*>(p.index_key),
                                           p.batch * p.keys * p.dim / 8, static_cast<Header*>(p.workspace));
   if (looked != cudaSuccess) return looked;
-  if (p.query_tile > 1) return launch_shared(p, SharedLimits{}, stream);
-  switch (p.activation) {
-    case IndexActivation::kSigmoid:
-      return launch_sigmoid(p, stream);
-    case IndexActivation::kHardSigmoid:
-      return launch_hard_sigmoid(p, stream);
-    case IndexActivation::kRelu:
-      return launch_relu(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return p.query_tile > 1 ? launch_shared(p, SharedLimits{}, stream) : launch_stream(p, stream);
 }
 
 }  // namespace gsa

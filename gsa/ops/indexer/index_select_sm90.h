@@ -9,8 +9,8 @@
 
 namespace gsa {
 
-// Whether the kernel takes this problem: heads 1, 2, 4, 8; dim 32, 64, 128; query_tile up to 256 and, above
-// 1, tile_factor at least 1; 1 <= T <= S < 2^30.
+// Whether the kernel takes this problem: heads 1, 2, 4, 8; dim 32, 64, 128 (4 of 64 for kEntropy and
+// kMaxScore); query_tile up to 256 and, above 1, tile_factor at least 1; 1 <= T <= S < 2^30.
 bool index_select_sm90_takes(const IndexSelectParams& params);
 
 // Bytes that params.workspace must hold on the current device; the contents do not matter.
@@ -33,10 +33,16 @@ cudaError_t launch_sigmoid(const IndexSelectParams& params, cudaStream_t stream)
 cudaError_t launch_hard_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_relu(const IndexSelectParams& params, cudaStream_t stream);
 
+// The same for kEntropy and kMaxScore, single and shared rows.
+cudaError_t launch_softmax(const IndexSelectParams& params, cudaStream_t stream);
+
 // The same for queries of shared rows: fills the lists.
 cudaError_t launch_shared_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_shared_hard_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_shared_relu(const IndexSelectParams& params, cudaStream_t stream);
+
+// The one of these that the problem wants.
+cudaError_t launch_stream(const IndexSelectParams& params, cudaStream_t stream);
 
 // Shared rows, after the workspace's header is ready, chunk by chunk (index_select_shared_sm90.cu). The
 // workspace holds shared_workspace_bytes for the plan of the same limits.

@@ -2,7 +2,10 @@
 // staged in shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "gsa/cuda/mbarrier.h"
+#include "gsa/cuda/reduction.h"
 #include "gsa/ops/indexer/index_select_row.h"
 #include "gsa/ops/indexer/index_select_score.h"
 
@@ -16,6 +19,36 @@ struct Row {
   float sum = 0;
   float squares = 0;
 };
+
+// With the sums of a softmax over the row's valid scores so far: of w = 2^(factor (score - best)) and of w
+// (score - best).
+struct SoftmaxRow : Row {
+  static constexpr float kNone = -1e30f;  // not -inf, which would leave NaN when a first score arrives
+
+  float factor = 1;
+  float best = kNone;
+  float weight = 0;
+  float weighted = 0;
+
+  __device__ __forceinline__ void forget() {
+    best = kNone;
+    weight = weighted = 0;
+  }
+  __device__ __forceinline__ void enter(float score) {
+    if (score > best) {
+      const float step = best - score, scale = cuda::fast_exp2(factor * step);
+      weighted = scale * fmaf(weight, step, weighted);
+      weight *= scale;
+      best = score;
+    }
+    const float below = score - best, w = cuda::fast_exp2(factor * below);
+    weight += w;
+    weighted = fmaf(w, below, weighted);
+  }
+};
+
+template <class S>
+using RowOf = std::conditional_t<S::kSoftmax, SoftmaxRow, Row>;
 
 // And what it needs seldom, in shared memory.
 struct RowNotes {
@@ -100,7 +133,8 @@ struct Bounds {
 template <class S, bool kMasked>
 __device__ __forceinline__ void take_scores(const Query<S>& q,
                                             const float (&logits)[S::kProducts][S::kColumns / 2],
-                                            int position, const Bounds& bounds, Row& row, RowNotes& notes) {
+                                            int position, const Bounds& bounds, RowOf<S>& row,
+                                            RowNotes& notes) {
   const float start = q.offset - row.shift;
   float sum = 0, squares = 0;
   int skipped = 0;
@@ -113,10 +147,13 @@ __device__ __forceinline__ void take_scores(const Query<S>& q,
       skipped += bounds.valid(key) && isnan(s);
       sum += counts ? s : 0.0f;
       squares += counts ? s * s : 0.0f;
+      if constexpr (S::kSoftmax)
+        if (counts) row.enter(s);
       stage_above(bounds.candidate(key) ? row.gate : kInfinity, s, key, row.next);
     } else {
       sum += s;
       squares = fmaf(s, s, squares);
+      if constexpr (S::kSoftmax) row.enter(s);
       stage_above(row.gate, s, key, row.next);
     }
   }

@@ -16,7 +16,7 @@ target_link_libraries(gsa_tolerance PUBLIC gsa_testing GTest::gtest PRIVATE gsa_
 
 function(gsa_add_test name)
   set(emulated ${ARGN})  # kernels compiled as C++
-  list(FILTER emulated INCLUDE REGEX "_emulated_test\\.cpp$")
+  list(FILTER emulated INCLUDE REGEX "emulat[a-z]*_test\\.cpp$")
   if(emulated)
     set_source_files_properties(${emulated} PROPERTIES COMPILE_OPTIONS -Wno-unknown-pragmas)
   endif()

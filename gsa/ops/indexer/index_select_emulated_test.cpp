@@ -10,6 +10,7 @@
 
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "gsa/testing/random.h"
 #include "gsa/testing/selection_cases.h"
@@ -213,6 +214,23 @@ TEST_F(IndexSelectEmulated, SharedRowsWithTies) {
   SelectInputs equal = tied_select_inputs(1, 40, 500, 4, 64);  // lists fill up and boundaries overflow
   equal.key = equal.key.slice(1, 0, 1).expand({1, 500, 64}).contiguous();
   check_exact_selection(equal, shared_options(20, 16, 0, 0), select_emulated);
+}
+
+TEST_F(IndexSelectEmulated, SharedRowsMatchTheReferenceOnRandomShapes) {
+  for (int64_t trial = 0; trial < 8; ++trial) {
+    auto generator = testing::case_generator(trial);
+    const int64_t queries = testing::draw(generator, 1, 130),
+                  keys = queries + testing::draw(generator, 0, 1) * testing::draw(generator, 0, 300);
+    const int64_t first = testing::draw(generator, 0, 1) * testing::draw(generator, 0, 40),
+                  recent = testing::draw(generator, 0, 1) * testing::draw(generator, 0, 90);
+    IndexSelectOptions options = shared_options(first + recent + testing::draw(generator, 1, 120),
+                                                testing::draw(generator, 2, 140), first, recent);
+    options.tile_factor = std::vector<double>{1, 1.3, 1.5, 2.5}[testing::draw(generator, 0, 3)];
+    SCOPED_TRACE(::testing::Message()
+                 << "trial " << trial << ": T " << queries << " S " << keys << " k " << options.k_max
+                 << " query_tile " << options.query_tile << " keep " << first << " + " << recent);
+    check_exact_selection(tied_select_inputs(1, queries, keys, 4, 64), options, select_emulated);
+  }
 }
 
 TEST_F(IndexSelectEmulated, SharedRowsWithAdaptiveBudgets) {

@@ -203,6 +203,9 @@ class TrainingTest(unittest.TestCase):
                              stages=[dict(kind="indexer_warmup", steps=2, sequence_length=64, batch_size=1)])
         done = self.train(second)
         self.assertEqual(done.returncode, 0, done.stderr)
+        for folder in (first, second):  # whoever reads the checkpoint knows where a text ends
+            config = json.loads((folder / "out" / "final" / "config.json").read_text())
+            self.assertEqual(config["eos_token_id"], 0)  # the tokenizer's <|endoftext|>
 
     def test_a_dense_model_gets_gates_and_an_indexer(self):
         dense = dict(MODEL, gsa=dict(gates=dict(value_gate=False, output_gate=False), indexer=None))

@@ -32,7 +32,7 @@ def write_token_folder(folder, documents, vocab_size):
     safetensors.numpy.save_file(arrays, shard)
     count = dict(documents=len(encoded), tokens=len(arrays["tokens"]))
     digest = lambda path: "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    manifest = dict(format="gsa-tokens", version=1,
+    manifest = dict(format="gsa token shards", version=1, separator=end,
                     tokenizer=dict(hash=digest(folder / "tokenizer.json"), vocab_size=tokenizer.get_vocab_size()),
                     splits=dict(train=dict(**count, shards=[dict(file=shard.name, **count, hash=digest(shard))])))
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))

@@ -42,6 +42,8 @@ std::string check_data(RunConfig& config) {
            " tokens, model.vocab_size is ", config.model.vocab_size);
     }
     config.model.tokenizer_hash = shards.tokenizer_hash();
+    const Json separator = shards.manifest().value("separator", Json());
+    if (!config.model.eos_token_id && separator.is_number_integer()) config.model.eos_token_id = separator;
     contents += shards.manifest().at("splits").at(source.split).dump() + "\n";
   }
   return "sha256:" + sha256_hex(contents);

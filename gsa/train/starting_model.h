@@ -12,7 +12,8 @@
 namespace gsa {
 
 /// Checks the data folders against the model: one tokenizer, the one the model was trained with, and a
-/// vocabulary that fits. Writes the tokenizer's hash into config.model. Throws Error.
+/// vocabulary that fits. Writes the tokenizer's hash into config.model and, where it names none, the token
+/// that ends the data's documents as the one that ends a text. Throws Error.
 /// Returns a hash of what the data folders hold, by which a resumed run knows them again.
 std::string check_data(RunConfig& config);
 

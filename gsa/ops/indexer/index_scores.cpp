@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/matmul.h>
 #include <torch/library.h>
@@ -24,7 +25,11 @@ at::ScalarType score_dtype(const at::Tensor& index_query) {
 at::Tensor index_scores_composite(const at::Tensor& index_query, const at::Tensor& index_key,
                                   const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,
                                   c10::string_view activation) {
-  check_index_inputs(kOp, index_query, index_key, head_weight, head_bias);
+  check_index_inputs(kOp, index_query, index_key, head_weight, head_bias, /*takes_float8_key=*/true);
+  // Its gradient would come in the key's own dtype, which is no dtype for gradients.
+  TORCH_CHECK_VALUE(index_key.scalar_type() != at::kFloat8_e4m3fn || !index_key.requires_grad() ||
+                        !at::GradMode::is_enabled(),
+                    kOp, ": index_key expected to need no gradient in Float8_e4m3fn");
   const int64_t queries = index_query.size(1), keys = index_key.size(1);
   const at::Tensor scores =
       score_block(index_query, index_key, head_weight, head_bias, parse_activation(kOp, activation), 0,
@@ -33,10 +38,21 @@ at::Tensor index_scores_composite(const at::Tensor& index_query, const at::Tenso
                             -std::numeric_limits<double>::infinity());
 }
 
+void check_key_kind(std::string_view op, const at::Tensor& index_query, const at::Tensor& index_key,
+                    bool takes_float8_key) {
+  if (!takes_float8_key) return check_same_kind(op, "index_key", index_key, "index_query", index_query);
+  TORCH_CHECK_TYPE(
+      index_key.scalar_type() == index_query.scalar_type() || index_key.scalar_type() == at::kFloat8_e4m3fn,
+      op, ": index_key expected the dtype of index_query (", index_query.scalar_type(),
+      ") or Float8_e4m3fn, got ", index_key.scalar_type());
+  check_same_device(op, "index_key", index_key, "index_query", index_query);
+}
+
 }  // namespace
 
 void check_index_inputs(std::string_view op, const at::Tensor& index_query, const at::Tensor& index_key,
-                        const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias) {
+                        const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,
+                        bool takes_float8_key) {
   check_shape(op, "index_query", index_query, {kAny, kAny, kAny, kAny}, "[B,T,J,I]");
   check_floating(op, "index_query", index_query);
   const int64_t batch = index_query.size(0), queries = index_query.size(1), heads = index_query.size(2),
@@ -45,7 +61,7 @@ void check_index_inputs(std::string_view op, const at::Tensor& index_query, cons
                     ": index_query expected at least one index head and dimension, got ",
                     index_query.sizes());
   check_shape(op, "index_key", index_key, {batch, kAny, dim}, "[B,S,I]");
-  check_same_kind(op, "index_key", index_key, "index_query", index_query);
+  check_key_kind(op, index_query, index_key, takes_float8_key);
   TORCH_CHECK_VALUE(index_key.size(1) >= queries, op,
                     ": index_key expected at least as many keys S as there are queries T = ", queries,
                     ", got S = ", index_key.size(1));

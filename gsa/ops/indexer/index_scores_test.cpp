@@ -72,6 +72,19 @@ TEST(IndexScores, MatchesTheEquationOnRandomShapes) {
   }
 }
 
+TEST(IndexScores, Float8KeysScoreAsTheirValues) {
+  const at::Tensor key = (at::randn({2, 30, 16}) * 3).to(at::kFloat8_e4m3fn);
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    const at::Tensor query = at::randn({2, 9, 3, 16}, dtype).requires_grad_();
+    const at::Tensor weight = at::rand({2, 9, 3}), bias = at::randn({3});
+    for (const char* name : {"sigmoid", "hard_sigmoid", "relu"}) {
+      const at::Tensor scores = index_scores(query, key, weight, bias, name);
+      EXPECT_TRUE(testing::same_elements(scores, index_scores(query, key.to(dtype), weight, bias, name)));
+      EXPECT_TRUE(scores.requires_grad());
+    }
+  }
+}
+
 TEST(IndexScores, BoundsOfTheSigmoid) {
   const at::Tensor scores =
       index_scores(at::randn({1, 8, 4, 16}), at::randn({1, 8, 16}), at::rand({1, 8, 4}), std::nullopt);
@@ -107,6 +120,12 @@ TEST(IndexScores, RefusesBadArguments) {
             "index_scores: index_key expected at least as many keys S as there are queries T = 4, got S = 3");
   EXPECT_EQ(message([&] { index_scores(query, key, weight, std::nullopt, "tanh"); }),
             "index_scores: activation expected 'sigmoid', 'hard_sigmoid' or 'relu', got 'tanh'");
+  EXPECT_EQ(message([&] { index_scores(query, key.to(at::kDouble), weight, std::nullopt); }),
+            "index_scores: index_key expected the dtype of index_query (Float) or Float8_e4m3fn, got Double");
+  EXPECT_EQ(message([&] {
+              index_scores(query, key.to(at::kFloat8_e4m3fn).requires_grad_(), weight, std::nullopt);
+            }),
+            "index_scores: index_key expected to need no gradient in Float8_e4m3fn");
   EXPECT_THROW(index_scores(query, key.to(at::kDouble), weight, std::nullopt), c10::TypeError);
   EXPECT_THROW(index_scores(query, key, weight.slice(2, 0, 1), std::nullopt), c10::ValueError);
   EXPECT_THROW(index_scores(query, key, weight, at::randn({3})), c10::ValueError);

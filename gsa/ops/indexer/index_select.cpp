@@ -26,7 +26,7 @@ void check_arguments(const at::Tensor& index_query, const at::Tensor& index_key,
                      const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,
                      const std::optional<at::Tensor>& running_mean, const IndexSelectOptions& options,
                      const std::optional<at::Tensor>& log_scale) {
-  check_index_inputs(kOp, index_query, index_key, head_weight, head_bias);
+  check_index_inputs(kOp, index_query, index_key, head_weight, head_bias, /*takes_float8_key=*/true);
   parse_activation(kOp, options.activation);
   const BudgetRule rule = parse_budget_rule(kOp, options.budget);
   check_scalar("running_mean", running_mean);

@@ -37,17 +37,19 @@ struct IndexSelectOptions {
 
 /// The keys that each row of queries attends.
 ///
-///   index_query [B,T,J,I], index_key [B,S,I] (S >= T), head_weight [B,T,J] (already activated), head_bias
-///   [J] or absent running_mean: one fp32 number, the running mean of the budget rule's statistic; required
-///   by every rule but "fixed" log_scale: one number (absent: 0), read by the "entropy" rule
+///   index_query [B,T,J,I], index_key [B,S,I] (S >= T; the dtype of index_query or Float8_e4m3fn)
+///   head_weight [B,T,J] (already activated), head_bias [J] or absent
+///   running_mean: one fp32 number, the running mean of the budget rule's statistic; required by every rule
+///                 but "fixed"
+///   log_scale: one number (absent: 0), read by the "entropy" rule
 ///
 /// Per query t at position p = t + S - T: k_t = clamp(round(k_base * c_t), k_min, min(k_max, p + 1)),
-/// in fp32, rounding half to even. query_tile 1: the row holds the kept positions (the first keep_first and the last
-/// keep_recent up to p, whatever their scores) and the best-scoring other keys up to k_t in all. query_tile >
-/// 1: the row of queries [r * query_tile, (r + 1) * query_tile) holds round(tile_factor * k) keys before the
-/// tile's start (k: the largest k_t of the tile; kept positions counted from the tile's start among them; the
-/// rest by the highest maximum over the tile's queries of score minus that query's own k_t-th best score
-/// among the candidates) and all positions of the tile.
+/// in fp32, rounding half to even. query_tile 1: the row holds the kept positions (the first keep_first and
+/// the last keep_recent up to p, whatever their scores) and the best-scoring other keys up to k_t in all.
+/// query_tile > 1: the row of queries [r * query_tile, (r + 1) * query_tile) holds round(tile_factor * k)
+/// keys before the tile's start (k: the largest k_t of the tile; kept positions counted from the tile's start
+/// among them; the rest by the highest maximum over the tile's queries of score minus that query's own k_t-th
+/// best score among the candidates) and all positions of the tile.
 ///
 /// Returns indices int32 [B,R,K] (ascending, padded with -1; R = ceil(T / query_tile); K = k_max, or
 /// round(tile_factor * k_max) + query_tile), counts int32 [B,R], statistic fp32 [B,T] (what the rule reads:

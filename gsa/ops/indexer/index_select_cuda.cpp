@@ -107,7 +107,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
                                   k_max, budget, activation, query_tile, keep_first, keep_recent, tile_factor,
                                   log_scale);
   }
-  const at::Tensor query = as_loadable(index_query), key = as_loadable(index_key);
+  const at::Tensor query = as_loadable(index_query);
+  const at::Tensor key = as_loadable(index_key.to(at::kBFloat16));  // exact, for the FP8 keys of a cache
   const at::Tensor weight = as_floats(head_weight, query), bias = as_floats(head_bias, query);
   const at::Tensor mean = as_floats(running_mean, query), scale = as_floats(log_scale, query);
   const int64_t rows = (params.queries + query_tile - 1) / query_tile;

@@ -138,7 +138,8 @@ std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decod
   if (index_query.size(1) > decode::kMaxTokens || index_query.scalar_type() != at::kBFloat16)
     return std::nullopt;
   const c10::cuda::CUDAGuard guard(index_query.device());
-  const at::Tensor key = loadable(index_key) ? index_key : index_key.clone(at::MemoryFormat::Contiguous);
+  const at::Tensor bf16_key = index_key.to(at::kBFloat16);  // exact for FP8
+  const at::Tensor key = loadable(bf16_key) ? bf16_key : bf16_key.clone(at::MemoryFormat::Contiguous);
   IndexSelectDecodeParams params = sizes_of(index_query, key, options);
   if (device_attribute(cudaDevAttrComputeCapabilityMajor, key) != 9 || !index_select_decode_supported(params))
     return std::nullopt;

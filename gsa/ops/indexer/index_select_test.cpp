@@ -118,6 +118,27 @@ TEST(IndexSelect, NanScoresAreNeverSelectedAndCountForNothing) {
   }
 }
 
+TEST(IndexSelect, Float8KeysSelectAsTheirValues) {
+  IndexSelectOptions options;
+  options.k_min = 3, options.k_base = 6, options.k_max = 9, options.keep_first = 1, options.keep_recent = 2;
+  const at::Tensor mean = at::full({}, 0.03f);
+  for (const int64_t tile : {1, 4}) {
+    options.query_tile = tile;
+    const Inputs in = random_inputs(2, 12, 40, 2, 8);
+    at::Tensor key = in.key.to(at::kFloat8_e4m3fn);
+    key.view(at::kByte)[0][17].fill_(0x7f);  // NaN
+    const auto got = index_select(in.query, key, in.weight, in.bias, mean, options);
+    const auto expected = index_select(in.query, key.to(at::kDouble), in.weight, in.bias, mean, options);
+    EXPECT_TRUE(testing::same_elements(std::get<0>(got), std::get<0>(expected)));
+    EXPECT_TRUE(testing::same_elements(std::get<2>(got), std::get<2>(expected)));
+    const auto meta = index_select(in.query.to(at::kMeta), key.to(at::kMeta), in.weight.to(at::kMeta),
+                                   in.bias.to(at::kMeta), mean, options);
+    EXPECT_EQ(std::get<0>(meta).sizes(), std::get<0>(got).sizes());
+    EXPECT_THROW(index_select(in.query, key.to(at::kFloat8_e5m2), in.weight, in.bias, mean, options),
+                 c10::TypeError);
+  }
+}
+
 TEST(IndexSelect, EqualScoresUnderInverseTakeTheLargestBudget) {
   Inputs in = random_inputs(1, 30, 30, 2, 4);
   in.query.zero_();

@@ -46,10 +46,15 @@ Json parameter_counts(const DecoderConfig& config) {
   return counts;
 }
 
-// Bytes of bf16 keys, values and index keys that one token takes in the cache.
+bool has_float8_keys(const DecoderConfig& config) {
+  return config.gsa.indexer && config.gsa.indexer->key_dtype == "float8_e4m3fn";
+}
+
+// Bytes that one token takes in the cache: bf16 keys and values, index keys in bf16 or their own dtype.
 int64_t cache_bytes(const DecoderConfig& config) {
   const int64_t index = config.gsa.indexer ? config.gsa.indexer->index_dim : 0;
-  return 2 * config.num_hidden_layers * (2 * config.num_key_value_heads * config.resolved_head_dim() + index);
+  const int64_t key_value = 2 * config.num_key_value_heads * config.resolved_head_dim();
+  return config.num_hidden_layers * (2 * key_value + (has_float8_keys(config) ? 1 : 2) * index);
 }
 
 void print_info(const std::string& source, bool as_json) {
@@ -70,7 +75,8 @@ void print_info(const std::string& source, bool as_json) {
     fmt::print("  {:<10} {:>16}  {:>5.1f} %\n", part, thousands(count.get<int64_t>()),
                100.0 * count.get<double>() / total);
   }
-  fmt::print("\n  cache: {} bytes a token in bf16\n", thousands(cache_bytes(config)));
+  fmt::print("\n  cache: {} bytes a token in bf16{}\n", thousands(cache_bytes(config)),
+             has_float8_keys(config) ? ", index keys in FP8" : "");
 }
 
 struct InitArguments {

@@ -68,6 +68,15 @@ class ModelCommandsTest(unittest.TestCase):
             streamed = self.ok("generate", folder, "--prompt-file", "/dev/stdin", "-n", 24, "--ignore-end", text="the quick")
             self.assertEqual(streamed, "the quick" + one["text"] + "\n")
 
+    def test_float8_index_keys_take_half_the_bytes(self):
+        folders = [self.fresh(f"keys_{dtype}", "--set", f"gsa.indexer.key_dtype={dtype}") for dtype in ("compute", "float8_e4m3fn")]
+        infos = [json.loads(self.ok("model", "info", folder, "--json")) for folder in folders]
+        config = json.loads((folders[0] / "config.json").read_text())
+        saved = config["num_hidden_layers"] * config["gsa"]["indexer"]["index_dim"]
+        self.assertEqual(infos[0]["cache_bytes_per_token"] - infos[1]["cache_bytes_per_token"], saved)
+        self.assertIn("index keys in FP8", self.ok("model", "info", folders[1]))
+        self.ok("generate", folders[1], "--prompt", "the quick", "-n", 24, "--ignore-end", "--json")
+
     def test_sampling_repeats_with_its_seed(self):
         folder = self.fresh("sampled")
         options = ("generate", folder, "-p", "a", "-n", 16, "--temperature", 1.2, "--top-k", 50, "--top-p", 0.95, "--ignore-end", "--json")

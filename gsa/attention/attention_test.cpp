@@ -14,6 +14,7 @@
 
 #include "gsa/attention/config.h"
 #include "gsa/attention/dense_attention.h"
+#include "gsa/attention/indexer.h"
 #include "gsa/attention/kv_cache.h"
 #include "gsa/attention/rotary.h"
 #include "gsa/attention/selection.h"
@@ -82,9 +83,43 @@ TEST(AttentionConfig, MistakesNameTheField) {
   EXPECT_EQ(message_of([&] { check_config(config); }),
             "gsa.indexer.index_rotary_dim: expected an even number up to index_dim 64, got 65");
   config = GsaConfig{};
+  config.indexer->key_dtype = "fp8";
+  EXPECT_EQ(message_of([&] { check_config(config); }),
+            "gsa.indexer.key_dtype: expected compute | float8_e4m3fn, got 'fp8'");
+  config = GsaConfig{};
   config.gates.initial = 1.0;
   EXPECT_EQ(message_of([&] { check_config(config); }),
             "gsa.gates.initial: expected a number between 0 and 1, got 1");
+}
+
+TEST(Indexer, Float8KeysAreRoundedOnceAndStoredExactly) {
+  IndexerConfig config{2, 8, 4};
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    Indexer plain(16, config);
+    plain.initialize(at::detail::createCPUGenerator(7));
+    plain.parameters("", [&](const std::string&, at::Tensor& tensor) { tensor = tensor.to(dtype); });
+    at::Tensor h = draw({2, 50, 16}, 8);
+    h.select(1, 3).mul_(1e-3);
+    h.select(1, 5).mul_(1e-6);
+    h.select(1, 7).mul_(1e4);  // saturates: an e4m3 number without bound would be NaN
+    Indexer rounding = plain;
+    rounding.config.key_dtype = "float8_e4m3fn";
+    rounding.key_proj.weight = plain.key_proj.weight.clone().requires_grad_();
+    const at::Tensor exact = plain(h.to(dtype), {}).key, rounded = rounding(h.to(dtype), {}).key;
+    EXPECT_TRUE(rounded.equal(exact.clamp(-448, 448).to(at::kFloat8_e4m3fn).to(dtype))) << dtype;
+    EXPECT_FALSE(rounded.equal(exact));
+    EXPECT_EQ(plain.stored(exact).scalar_type(), dtype);
+    EXPECT_EQ(rounding.stored(rounded).scalar_type(), at::kFloat8_e4m3fn);
+    EXPECT_TRUE(rounding.stored(rounded).to(dtype).equal(rounded));
+    // The gradient is that of the keys before rounding, where they did not saturate.
+    const at::Tensor weight = draw({2, 50, 8}, 9).to(dtype);
+    rounded.backward(weight);
+    const at::Tensor inside = weight.masked_fill(exact.abs().gt(448), 0);
+    const at::Tensor expected = at::einsum("bti,btd->id", {inside, h.to(dtype)});
+    const double largest = expected.abs().max().item<double>();
+    const double error = (rounding.key_proj.weight.grad() - expected).abs().max().item<double>();
+    EXPECT_LT(error, (dtype == at::kBFloat16 ? 2e-2 : 1e-5) * largest) << dtype;
+  }
 }
 
 TEST(Rotary, ScoresDependOnTheDistanceAlone) {

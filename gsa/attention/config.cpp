@@ -31,6 +31,7 @@ void check_indexer(const IndexerConfig& indexer, const BudgetConfig& budget) {
   check_at_least("indexer.query_tile", indexer.query_tile, 1);
   check_name("indexer.activation", indexer.activation, {"sigmoid", "hard_sigmoid", "relu"});
   check_name("indexer.head_reduction", indexer.head_reduction, {"mean", "max"});
+  check_name("indexer.key_dtype", indexer.key_dtype, {"compute", "float8_e4m3fn"});
   if (indexer.index_rotary_dim > indexer.index_dim || indexer.index_rotary_dim % 2 != 0) {
     fail("gsa.indexer.index_rotary_dim: expected an even number up to index_dim ", indexer.index_dim,
          ", got ", indexer.index_rotary_dim);

@@ -38,6 +38,9 @@ struct IndexerConfig {
   std::string head_reduction = "max";  // how the KL's target joins the attention heads: max | mean
   int64_t query_tile = 1;              // queries that share one selection; 1 is the paper
   double tile_factor = 1.5;
+  // What index keys are rounded to and cached in: compute (the model's dtype) | float8_e4m3fn (half the bytes
+  // that decoding reads to select). Training, prefill and decoding all see the rounded keys.
+  std::string key_dtype = "compute";
   template <class Visitor>
   void fields(Visitor&& field) {
     field("index_heads", index_heads);
@@ -49,6 +52,7 @@ struct IndexerConfig {
     field("head_reduction", head_reduction);
     field("query_tile", query_tile);
     field("tile_factor", tile_factor);
+    field("key_dtype", key_dtype);
   }
 };
 

@@ -67,7 +67,7 @@ at::Tensor GatedSparseAttention::operator()(const at::Tensor& h, const Attention
     index = (*indexer)(h, context.index_rotary);
   }
   if (context.cache != nullptr) {
-    context.cache->append(key, value, index.key);
+    context.cache->append(key, value, indexer ? indexer->stored(index.key) : index.key);
     key = context.cache->key();
     value = context.cache->value();
     index.key = context.cache->index_key();
@@ -112,7 +112,7 @@ void GatedSparseAttention::start_trace(const at::Tensor& h, const at::Tensor& qu
   trace.value = value.detach();
   if (!indexer) return;
   trace.index_query = index.query;
-  trace.index_key = index.key;
+  trace.index_key = index.key.to(index.query.scalar_type());  // a cache's may be FP8
   trace.head_weight = index.head_weight;
   trace.head_bias = indexer->head_bias;
   trace.log_scale = indexer->log_scale;

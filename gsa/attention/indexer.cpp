@@ -1,6 +1,8 @@
 #include "gsa/attention/indexer.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Generator.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/sigmoid.h>
@@ -13,6 +15,15 @@ namespace {
 
 void draw(at::Tensor& parameter, double deviation, at::Generator& generator) {
   parameter = at::empty(parameter.sizes(), at::kFloat).normal_(0.0, deviation, generator);
+}
+
+/// The nearest e4m3 numbers, in the dtype of `key`. Saturates, where a conversion alone would give NaN. The
+/// sum is exact: a number and its rounding lie within a factor of two, or one of them is zero.
+at::Tensor round_to_float8(const at::Tensor& key) {
+  constexpr double kLargest = 448;
+  const at::Tensor clamped = at::clamp(key, -kLargest, kLargest);
+  const at::Tensor rounded = clamped.detach().to(at::kFloat8_e4m3fn).to(key.scalar_type());
+  return clamped + (rounded - clamped).detach();
 }
 
 }  // namespace
@@ -32,8 +43,14 @@ IndexVectors Indexer::operator()(const at::Tensor& h, const RotaryTable& rotary)
   const at::Tensor query = query_proj(input).view({batch, tokens, config.index_heads, config.index_dim});
   const at::Tensor key = key_proj(input).view({batch, tokens, 1, config.index_dim});
   const at::Tensor logit = weight_proj(input);
-  return {apply_rotary(query, rotary), apply_rotary(key, rotary).squeeze(2),
+  const at::Tensor rotated_key = apply_rotary(key, rotary).squeeze(2);
+  return {apply_rotary(query, rotary),
+          config.key_dtype == "compute" ? rotated_key : round_to_float8(rotated_key),
           config.activation == "relu" ? logit : at::sigmoid(logit)};
+}
+
+at::Tensor Indexer::stored(const at::Tensor& key) const {
+  return config.key_dtype == "compute" ? key : key.to(at::kFloat8_e4m3fn);
 }
 
 void Indexer::initialize(at::Generator generator) {

@@ -14,7 +14,7 @@ namespace gsa {
 /// The indexer's reading of T tokens.
 struct IndexVectors {
   at::Tensor query;        // [B,T,J,I], rotated
-  at::Tensor key;          // [B,T,I], rotated; one key head serves all index heads
+  at::Tensor key;          // [B,T,I], rotated, rounded to key_dtype; one key head serves all index heads
   at::Tensor head_weight;  // [B,T,J], sigmoid of its logit (raw for relu)
 };
 
@@ -23,7 +23,11 @@ struct Indexer {
   Indexer(int64_t hidden_size, const IndexerConfig& config);
 
   /// h [B,T,D], the layer's normed input, is detached first: no loss on the indexer reaches the model.
+  /// Rounding the keys passes gradients through, but for what saturates.
   IndexVectors operator()(const at::Tensor& h, const RotaryTable& rotary) const;
+
+  /// Keys of this indexer as a cache stores them: in key_dtype, exactly.
+  at::Tensor stored(const at::Tensor& key) const;
 
   /// Overwrites all parameters: projections N(0, 1/hidden_size), biases 0, log_scale log 10.
   void initialize(at::Generator generator);

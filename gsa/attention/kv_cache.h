@@ -1,6 +1,6 @@
 #pragma once
 // What decoding remembers of earlier tokens: keys (after RoPE), values (after gate G2) and index keys (after
-// RoPE).
+// RoPE, in a dtype of their own).
 
 #include <ATen/core/Tensor.h>
 

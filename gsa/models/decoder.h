@@ -112,7 +112,8 @@ class Decoder {
   /// Replaces the budget rule (evaluation of other budgets). A rule that reads another statistic unsets the
   /// running means: run a few forwards with update_statistics and commit them.
   void set_budget(const BudgetConfig& budget);
-  /// Changes kept tokens, query tile and the like; sizes and activation kind must stay (Error otherwise).
+  /// Changes kept tokens, query tile, the keys' dtype and the like; sizes and activation kind must stay
+  /// (Error otherwise).
   void set_indexer_options(const IndexerConfig& indexer);
 
   const DecoderConfig& config() const { return config_; }

@@ -75,6 +75,26 @@ TEST(Decoder, ControlSelectionsEqualThePrefillToo) {
   }
 }
 
+TEST(Decoder, Float8IndexKeysTakeOneByteInTheCache) {
+  DecoderConfig config = tiny_config("gsa");
+  Decoder model = tiny_model(config, at::kBFloat16);
+  const at::Tensor tokens = random_tokens(config, 1, 20, 6);
+  const auto layers = static_cast<int64_t>(model.layers().size());
+  KvCache wide(layers), narrow(layers);
+  ForwardOptions options;
+  options.cache = &wide;
+  hidden_of(model, tokens, options);
+  IndexerConfig indexer = *config.gsa.indexer;
+  indexer.key_dtype = "float8_e4m3fn";  // belongs to no parameter: a trained model may change it
+  model.set_indexer_options(indexer);
+  options.cache = &narrow;
+  hidden_of(model, tokens, options);
+  EXPECT_EQ(narrow.layer(0).index_key().scalar_type(), at::kFloat8_e4m3fn);
+  EXPECT_EQ(wide.bytes() - narrow.bytes(), layers * 64 * indexer.index_dim);  // room for 64 tokens
+  options.cache = &wide;
+  EXPECT_THROW(hidden_of(model, tokens, options), c10::ValueError);
+}
+
 TEST(Decoder, LongPrefillInChunksOfQueriesIsTheSame) {
   for (const int64_t tile : {1, 4}) {
     DecoderConfig config = tiny_config("gsa", "inverse");

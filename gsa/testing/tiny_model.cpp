@@ -59,6 +59,11 @@ std::vector<std::pair<std::string, DecoderConfig>> all_variants() {
   positionless.gsa.indexer->index_rotary_dim = 0;
   positionless.tie_word_embeddings = true;
   all.emplace_back("gsa, tied, indexer without positions", positionless);
+  for (const char* rule : {"fixed", "inverse"}) {
+    DecoderConfig float8 = tiny_config("gsa", rule);
+    float8.gsa.indexer->key_dtype = "float8_e4m3fn";
+    all.emplace_back(std::string("gsa, FP8 index keys, budget ") + rule, float8);
+  }
   return all;
 }
 

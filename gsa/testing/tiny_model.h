@@ -20,7 +20,7 @@ Decoder tiny_model(const DecoderConfig& config, at::ScalarType dtype, uint64_t s
 at::Tensor random_tokens(const DecoderConfig& config, int64_t batch, int64_t tokens, uint64_t seed);
 
 /// Every variant that differs in what it computes: dense, gated with G1, G2 or both, sparse, gsa with each
-/// activation and each budget rule. Named for test output.
+/// activation, each budget rule and FP8 index keys. Named for test output.
 std::vector<std::pair<std::string, DecoderConfig>> all_variants();
 
 }  // namespace gsa::testing

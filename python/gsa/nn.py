@@ -16,6 +16,12 @@ def rotate(x, cos, sin):
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x.dtype)
 
 
+def round_to_float8(x):
+    """The nearest e4m3 numbers in the dtype of x, saturating; gradients pass but for what saturates."""
+    clamped = x.clamp(-448, 448)
+    return clamped + (clamped.detach().to(torch.float8_e4m3fn).to(x.dtype) - clamped).detach()
+
+
 class Indexer(nn.Module):
     """The gated lightning indexer (paper Eq. 7). Reads a detached input, so no loss on it reaches the model."""
 
@@ -29,6 +35,7 @@ class Indexer(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(heads)) if config["activation"] != "relu" else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.register_buffer("running_mean", torch.tensor(math.nan, dtype=torch.float32))
+        self.float8_keys = config.get("key_dtype", "compute") == "float8_e4m3fn"  # older checkpoints do not say
 
     def forward(self, h, cos, sin):
         """h [B,T,D] -> index_query [B,T,J,I], index_key [B,T,I], head_weight [B,T,J]."""
@@ -38,7 +45,12 @@ class Indexer(nn.Module):
         weight = self.weight_proj(h)
         if self.config["index_rotary_dim"]:
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        key = round_to_float8(key) if self.float8_keys else key
         return query, key.squeeze(2), weight if self.config["activation"] == "relu" else torch.sigmoid(weight)
+
+    def stored(self, key):
+        """Keys of this indexer as a cache stores them, exactly."""
+        return key.to(torch.float8_e4m3fn) if self.float8_keys else key
 
 
 class GatedSparseAttention(nn.Module):
@@ -87,7 +99,7 @@ class GatedSparseAttention(nn.Module):
         value = heads(self.gate(self.v_proj(h), self.value_gate, h))
         index = self.indexer(h, *index_rotary) if self.indexer is not None else None
         if append is not None:
-            key, value, index_key = append(key, value, index[1] if index else None)
+            key, value, index_key = append(key, value, self.indexer.stored(index[1]) if index else None)
             index = (index[0], index_key, index[2]) if index else None
         if index is None:
             mask = None

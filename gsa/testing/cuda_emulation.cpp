@@ -85,96 +85,130 @@ struct Barrier {
   uint32_t generation = 0;
 };
 
+struct alignas(1024) SharedMemory {
+  uint8_t bytes[kSharedBytes];
+};
+
 struct Block {
+  explicit Block(int threads) : fibers(threads), warps(threads / 32), shared(new SharedMemory) {
+    for (Fiber& fiber : fibers) fiber.stack.reset(new char[kStackBytes]);
+  }
+
+  void start(int index) {
+    number = {static_cast<unsigned>(index), 0, 0};
+    // Nothing is zero by luck.
+    std::fill(std::begin(shared->bytes), std::end(shared->bytes), uint8_t{0xcd});
+    for (Barrier& barrier : barriers) barrier = {};
+    for (Warp& warp : warps) warp = {};
+    for (Fiber& fiber : fibers) {
+      fiber.done = false;
+      fiber.word = nullptr;
+      fiber.context.prepare(fiber.stack.get());
+    }
+  }
+
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   Barrier barriers[16];
+  std::unique_ptr<SharedMemory> shared;
   std::vector<std::function<void()>> deferred;
-  const std::function<void()>* kernel = nullptr;
-  Context scheduler;
+  dim3 number;
   int current = 0;
   bool backwards = true;
-  std::string failure;
 };
 
+// What runs now.
 Block* block = nullptr;
-alignas(1024) uint8_t shared[kSharedBytes];
+const std::function<void()>* running_kernel = nullptr;
+size_t dynamic_shared_bytes = 0;
+Context scheduler;
+std::string failure;
 
 void leave() {
-  switch_context(block->fibers[block->current].context, block->scheduler);
+  switch_context(block->fibers[block->current].context, scheduler);
 }
 
 void fiber_main() {
-  (*block->kernel)();
+  (*running_kernel)();
   block->fibers[block->current].done = true;
   leave();
 }
 
-/// One turn for every fiber that can go on. Returns whether there was any. Every other round goes backwards,
-/// so that what relies on the order of threads has a chance to show.
-bool run_round() {
+/// One turn for every fiber of the block that can go on. Returns whether there was any. Every other round
+/// goes backwards, so that what relies on the order of threads has a chance to show.
+bool run_round(Block& mine) {
+  block = &mine;
+  blockIdx = mine.number;
   bool ran = false;
   block->backwards = !block->backwards;
   const size_t last = block->fibers.size() - 1;
-  for (size_t turn = 0; turn <= last && block->failure.empty(); ++turn) {
+  for (size_t turn = 0; turn <= last && failure.empty(); ++turn) {
     const size_t i = block->backwards ? last - turn : turn;
     Fiber& fiber = block->fibers[i];
     if (!fiber.ready()) continue;
     block->current = static_cast<int>(i);
     threadIdx.x = static_cast<unsigned>(i);
-    switch_context(block->scheduler, fiber.context);
+    switch_context(scheduler, fiber.context);
     ran = true;
   }
   return ran;
 }
 
-void run_block(const std::function<void()>& kernel) {
-  std::fill(std::begin(shared), std::end(shared), uint8_t{0xcd});  // nothing is zero by luck
-  for (Barrier& barrier : block->barriers) barrier = {};
-  for (Warp& warp : block->warps) warp = {};
-  block->kernel = &kernel;
-  for (Fiber& fiber : block->fibers) {
-    fiber.done = false;
-    fiber.word = nullptr;
-    fiber.context.prepare(fiber.stack.get());
-  }
-  for (;;) {
-    const bool ran = run_round();
-    if (!block->failure.empty()) throw std::runtime_error("emulated kernel: " + block->failure);
-    if (ran) {
-      // One at a time, so that copies arrive at different moments.
-      if (block->deferred.empty()) continue;
-    } else if (block->deferred.empty()) {
-      break;
-    }
-    const auto work = block->deferred.front();
-    block->deferred.erase(block->deferred.begin());
-    work();
-  }
+/// One round of the block, and one piece of its deferred work: one at a time, so that copies arrive at
+/// different moments. Returns whether anything happened.
+bool advance(Block& mine) {
+  const bool ran = run_round(mine);
+  if (!failure.empty()) throw std::runtime_error("emulated kernel: " + failure);
+  if (mine.deferred.empty()) return ran;
+  const auto work = mine.deferred.front();
+  mine.deferred.erase(mine.deferred.begin());
+  work();
+  return true;
+}
+
+void check_end(const Block& mine) {
   const auto stuck =
-      std::count_if(block->fibers.begin(), block->fibers.end(), [](const Fiber& f) { return !f.done; });
+      std::count_if(mine.fibers.begin(), mine.fibers.end(), [](const Fiber& f) { return !f.done; });
   if (stuck > 0)
     throw std::runtime_error("emulated kernel: deadlock, " + std::to_string(stuck) + " threads of block " +
-                             std::to_string(blockIdx.x) + " wait for ever");
+                             std::to_string(mine.number.x) + " wait for ever");
+}
+
+void begin_grid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  if (threads % 32 != 0 || threads > 1024) throw std::runtime_error("emulated kernel: an odd block size");
+  if (shared_bytes > kSharedBytes) throw std::runtime_error("emulated kernel: too much shared memory");
+  running_kernel = &kernel;
+  dynamic_shared_bytes = shared_bytes;
+  failure.clear();
+  gridDim = {static_cast<unsigned>(blocks), 1, 1};
+  blockDim = {static_cast<unsigned>(threads), 1, 1};
 }
 
 }  // namespace
 
 void run_grid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
-  if (threads % 32 != 0 || threads > 1024) throw std::runtime_error("emulated kernel: an odd block size");
-  if (shared_bytes > kSharedBytes) throw std::runtime_error("emulated kernel: too much shared memory");
-  Block mine;
-  mine.fibers.resize(threads);
-  for (Fiber& fiber : mine.fibers) fiber.stack.reset(new char[kStackBytes]);
-  mine.warps.resize(threads / 32);
-  block = &mine;
-  gridDim = {static_cast<unsigned>(blocks), 1, 1};
-  blockDim = {static_cast<unsigned>(threads), 1, 1};
+  begin_grid(blocks, threads, shared_bytes, kernel);
+  Block mine(threads);
   for (int i = 0; i < blocks; ++i) {
-    blockIdx = {static_cast<unsigned>(i), 0, 0};
-    run_block(kernel);
+    mine.start(i);
+    while (advance(mine)) {
+    }
+    check_end(mine);
   }
-  block = nullptr;
+}
+
+void run_cooperative_grid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  begin_grid(blocks, threads, shared_bytes, kernel);
+  std::vector<std::unique_ptr<Block>> all;
+  for (int i = 0; i < blocks; ++i) {
+    all.push_back(std::make_unique<Block>(threads));
+    all.back()->start(i);
+  }
+  for (bool any = true, backwards = false; any; backwards = !backwards) {
+    any = false;
+    for (int i = 0; i < blocks; ++i) any |= advance(*all[backwards ? blocks - 1 - i : i]);
+  }
+  for (const auto& mine : all) check_end(*mine);
 }
 
 void wait_while(const uint32_t* word, uint32_t mask, uint32_t value) {
@@ -188,7 +222,7 @@ void wait_while(const uint32_t* word, uint32_t mask, uint32_t value) {
 }
 
 void fail(const char* message) {
-  block->failure = message;
+  failure = message;
   leave();
   std::abort();  // never resumed
 }
@@ -226,7 +260,13 @@ void defer(const std::function<void()>& work) {
 }
 
 uint8_t* shared_base() {
-  return shared;
+  return block->shared->bytes;
+}
+
+uint8_t* static_shared_base(size_t bytes) {
+  const size_t at = (kSharedBytes - bytes) / 16 * 16;
+  if (bytes > kSharedBytes || at < dynamic_shared_bytes) fail("too much shared memory");
+  return block->shared->bytes + at;
 }
 
 }  // namespace emulation

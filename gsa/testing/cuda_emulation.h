@@ -1,12 +1,14 @@
 #pragma once
-// Runs CUDA kernels on the CPU, one thread block at a time, so that they can be tested without a GPU.
+// Runs CUDA kernels on the CPU, so that they can be tested without a GPU: one thread block at a time, or all
+// of a grid's where they wait for each other (a cooperative launch).
 //
-// Each CUDA thread is a fiber; the scheduler goes round the fibers of a block, and a fiber runs until it has
-// to wait for others (a barrier, a warp's collective, an mbarrier). A block in which nobody can go on is
-// reported as a deadlock. Include this header before any kernel: it defines GSA_EMULATE_CUDA, under which the
-// headers of gsa/cuda leave their instructions to this file and cuda_emulation_sm90.h, and declares what the
-// CUDA headers would, in namespace gsa. What kernels and launchers here do not use is not emulated. Warps are
-// always whole: every collective wants all 32 lanes.
+// Each CUDA thread is a fiber; the scheduler goes round the fibers of the running blocks, and a fiber runs
+// until it has to wait for others (a barrier, a warp's collective, an mbarrier, a counter in memory). Blocks
+// in which nobody can go on are reported as a deadlock. Include this header before any kernel: it defines
+// GSA_EMULATE_CUDA, under which the headers of gsa/cuda leave their instructions to this file and to
+// cuda_emulation_sm90.h and cuda_emulation_mma.h, and declares what the CUDA headers would, in namespace gsa.
+// What kernels and launchers here do not use is not emulated. Warps are always whole: every collective wants
+// all 32 lanes.
 
 #include <cmath>
 #include <cstddef>
@@ -28,8 +30,11 @@ namespace gsa {
 
 namespace emulation {
 
-/// A stack's worth of fibers, the shared memory and the barriers of the running block.
+/// Runs the blocks one after the other.
 void run_grid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel);
+
+/// Runs the blocks side by side, each with shared memory of its own.
+void run_cooperative_grid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel);
 
 /// For fibers. Waits while (*word & mask) == value.
 void wait_while(const uint32_t* word, uint32_t mask, uint32_t value);
@@ -47,10 +52,12 @@ void barrier(int number, int threads);
 /// Work of a unit of its own, like the copy engine's: done at the end of the scheduler's round, not at once.
 void defer(const std::function<void()>& work);
 
+/// The running block's shared memory: what the launch asked for, and behind it `bytes` of static memory.
 uint8_t* shared_base();
+uint8_t* static_shared_base(size_t bytes);
 
 /// The SMs that launchers see.
-constexpr int kMultiprocessors = 2;
+inline int multiprocessors = 2;
 
 }  // namespace emulation
 
@@ -64,11 +71,29 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 struct alignas(8) uint2 {
   unsigned x, y;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 struct int2 {
   int x, y;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w};
+}
+inline float2 make_float2(float x, float y) {
+  return {x, y};
+}
+inline int2 make_int2(int x, int y) {
+  return {x, y};
+}
+struct __nv_bfloat16 {
+  uint16_t bits;
 };
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorNotSupported };
@@ -83,7 +108,7 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  *value = emulation::kMultiprocessors;
+  *value = emulation::multiprocessors;
   return cudaSuccess;
 }
 template <class Kernel>
@@ -93,6 +118,44 @@ cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   std::memset(to, value, bytes);
   return cudaSuccess;
+}
+
+struct cudaLaunchAttribute {
+  int id = 0;
+  struct {
+    int cooperative = 0;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
+};
+enum { cudaLaunchAttributeCooperative = 2 };
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  bool cooperative = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    cooperative |= config->attrs[i].id == cudaLaunchAttributeCooperative && config->attrs[i].val.cooperative;
+  (cooperative ? emulation::run_cooperative_grid : emulation::run_grid)(
+      static_cast<int>(config->gridDim.x), static_cast<int>(config->blockDim.x), config->dynamicSmemBytes,
+      [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
+// ---- memory
+
+template <class T>
+T __ldg(const T* at) {
+  return *at;
+}
+template <class T>
+T __ldcg(const T* at) {
+  return *at;
 }
 
 // ---- arithmetic
@@ -132,6 +195,23 @@ inline int __ffs(uint32_t x) {
 inline float __saturatef(float x) {
   return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f;  // NaN gives 0
 }
+namespace emulation {
+inline float bf16_value(uint16_t bits) {
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+}  // namespace emulation
+inline float __bfloat162float(__nv_bfloat16 x) {
+  return emulation::bf16_value(x.bits);
+}
+inline float rsqrtf(float x) {
+  return 1.0f / std::sqrt(x);
+}
+inline float __expf(float x) {
+  return std::exp(x);
+}
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
 inline float __fmul_rn(float a, float b) {
   return a * b;
 }
@@ -142,6 +222,9 @@ inline int __float2int_rd(float x) {
   if (isnan(x)) return 0;
   if (x >= 2147483648.0f) return INT32_MAX;
   return x < -2147483648.0f ? INT32_MIN : static_cast<int>(std::floor(x));
+}
+inline int __float2int_rz(float x) {
+  return __float2int_rd(x < 0 ? std::ceil(x) : x);
 }
 
 // ---- atomics: fibers never run at the same time

@@ -46,10 +46,6 @@ inline uint32_t swizzled(uint32_t address, int row_bytes) {
   return address ^ ((address >> 7 & (row_bytes == 128 ? 7u : 3u)) << 4);
 }
 
-inline float bf16_value(uint16_t bits) {
-  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
-}
-
 // One box, row by row, zeros outside the tensor.
 inline void copy_box(uint32_t to, const CUtensorMap& map, const int* first) {
   const int row_bytes = map.box[0] * 2;

@@ -1,3 +1,4 @@
+#include "gsa/testing/cuda_emulation_mma.h"
 #include "gsa/testing/cuda_emulation_sm90.h"
 
 #include <gtest/gtest.h>
@@ -50,6 +51,58 @@ TEST(CudaEmulation, Collectives) {
   EXPECT_EQ(best[0], 31);
   EXPECT_EQ(best[63], 63);
   EXPECT_EQ(ballots[17], 0x08080808);
+}
+
+TEST(CudaEmulation, BlocksOfACooperativeGridWaitForEachOther) {
+  unsigned counter = 0, wrong = 0;
+  const auto kernel = [&](unsigned arrivals) {
+    auto& value = *reinterpret_cast<unsigned*>(emulation::static_shared_base(sizeof(unsigned)));
+    if (threadIdx.x == 0) {
+      value = blockIdx.x;
+      cuda::arrive_release(&counter);
+      cuda::wait_acquire(&counter, arrivals);
+    }
+    __syncthreads();
+    wrong += value != blockIdx.x || counter != 4;
+  };
+  emulation::run_cooperative_grid(4, 64, 0, [&] { kernel(4); });
+  EXPECT_EQ(counter, 4u);
+  EXPECT_EQ(wrong, 0u);
+  counter = 0;
+  std::string failure = "none";
+  try {
+    emulation::run_cooperative_grid(2, 32, 0, [&] { kernel(3); });
+  } catch (const std::runtime_error& error) {
+    failure = error.what();
+  }
+  EXPECT_EQ(failure, "emulated kernel: deadlock, 32 threads of block 0 wait for ever");
+}
+
+TEST(CudaEmulation, WarpProducts) {
+  auto generator = testing::case_generator(1);
+  std::vector<int> a(16 * 16), b(16 * 8), products(16 * 8);
+  for (int& x : a) x = static_cast<int>(testing::draw(generator, -8, 8));
+  for (int& x : b) x = static_cast<int>(testing::draw(generator, -8, 8));
+  const auto pair = [](int first, int second) {
+    return cuda::pack_f16(static_cast<float>(first), static_cast<float>(second));
+  };
+  emulation::run_grid(1, 32, 0, [&] {
+    const int group = static_cast<int>(threadIdx.x) / 4, k = static_cast<int>(threadIdx.x) % 4 * 2;
+    const auto rows = [&](int row, int column) {
+      return pair(a[row * 16 + column], a[row * 16 + column + 1]);
+    };
+    const auto columns = [&](int row) { return pair(b[row * 8 + group], b[(row + 1) * 8 + group]); };
+    float c[4] = {1, 1, 1, 1};
+    cuda::mma_f16(c, rows(group, k), rows(group + 8, k), rows(group, k + 8), rows(group + 8, k + 8),
+                  columns(k), columns(k + 8));
+    for (int i = 0; i < 4; ++i) products[(group + i / 2 * 8) * 8 + k + i % 2] = static_cast<int>(c[i]);
+  });
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      int expected = 1;
+      for (int k = 0; k < 16; ++k) expected += a[row * 16 + k] * b[k * 8 + column];
+      EXPECT_EQ(products[row * 8 + column], expected) << row << " " << column;
+    }
 }
 
 TEST(CudaEmulation, ReportsWhoWaitsForEverAndWhoMeetsWrongly) {

@@ -1,8 +1,7 @@
 // Launches the decode kernel of index_select. Torch-free.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "gsa/cuda/runtime.h"
 #include "gsa/ops/indexer/index_select_decode_params.h"
 
 namespace gsa {

@@ -3,8 +3,7 @@
 // scores, a histogram of them and their moments in shared memory.
 #pragma once
 
-#include <cuda_bf16.h>
-
+#include "gsa/cuda/mma.h"
 #include "gsa/ops/indexer/index_select_decode_search.cuh"
 
 namespace gsa::decode {
@@ -18,23 +17,6 @@ struct Tile {
   static constexpr int kStepKeys = kStepBytes / (2 * kDim);  // 64, 32, 16 keys for 32, 64, 128 dimensions
   static constexpr int kMma = kStepKeys / 16;
 };
-
-__device__ __forceinline__ uint4 load_stream(const void* pointer) {
-  uint4 x;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(pointer));
-  return x;
-}
-
-__device__ __forceinline__ void mma_bf16(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                         unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 // Activates a step's logits; one branch for all of them, so that they overlap. NaN stays NaN.
 template <int kCount>
@@ -143,8 +125,9 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
 #pragma unroll
     for (int i = 0; i < kStepLoads; ++i) {
       const int key = base + i / T::kChunks * 8 + group;
-      piece[i] = key < part.end ? load_stream(source + static_cast<int64_t>(key) * kDim + i % T::kChunks * 32)
-                                : make_uint4(0, 0, 0, 0);
+      piece[i] = key < part.end
+                     ? cuda::load_stream(source + static_cast<int64_t>(key) * kDim + i % T::kChunks * 32)
+                     : make_uint4(0, 0, 0, 0);
     }
   };
   auto put = [&](int query, int key, float score, Moments& m) {
@@ -215,8 +198,8 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
 #pragma unroll
         for (int i = 0; i < T::kChunks; ++i) {
           const uint4 b = query_pieces[(n * T::kChunks + i) * 32 + lane];
-          mma_bf16(c, rows0[i].x, rows8[i].x, rows0[i].y, rows8[i].y, b.x, b.y);
-          mma_bf16(c, rows0[i].z, rows8[i].z, rows0[i].w, rows8[i].w, b.z, b.w);
+          cuda::mma_bf16(c, rows0[i].x, rows8[i].x, rows0[i].y, rows8[i].y, b.x, b.y);
+          cuda::mma_bf16(c, rows0[i].z, rows8[i].z, rows0[i].w, rows8[i].w, b.z, b.w);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) z[m * 4 + i] = fmaf(c[i], scale, i % 2 ? term.w : term.y);

@@ -2,6 +2,7 @@
 // row's exact top k. The parts of a row meet at barriers in global memory; see docs/kernels/decode.md.
 #pragma once
 
+#include "gsa/cuda/grid.h"
 #include "gsa/ops/indexer/index_select_decode_state.cuh"
 
 namespace gsa::decode {
@@ -52,11 +53,8 @@ __device__ __forceinline__ void row_barrier(unsigned* counter, int splits, int& 
   __syncthreads();
   if (threadIdx.x == 0) {
     publish();
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-    unsigned seen;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (seen < static_cast<unsigned>(arrivals * splits));
+    cuda::arrive_release(counter);
+    cuda::wait_acquire(counter, static_cast<unsigned>(arrivals * splits));
   } else if (threadIdx.x >= 32) {
     meanwhile();
   }

@@ -2,8 +2,7 @@
 // the other parts of the row.
 #pragma once
 
-#include <cuda_runtime.h>
-
+#include "gsa/cuda/runtime.h"
 #include "gsa/ops/indexer/index_select_decode_params.h"
 
 namespace gsa::decode {

@@ -114,7 +114,7 @@ Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options
   params.statistic = found.statistic.mutable_data_ptr<float>();
   size_t bytes = index_select_sm90_workspace(params);
   if (limits) {
-    const auto plan = fused_select::plan_shared(params, emulation::kMultiprocessors, *limits);
+    const auto plan = fused_select::plan_shared(params, emulation::multiprocessors, *limits);
     EXPECT_GT(plan.chunks, 1);
     EXPECT_LT(plan.window, params.keys);
     bytes = fused_select::shared_workspace_bytes(params, plan);

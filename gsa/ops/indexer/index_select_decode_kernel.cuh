@@ -1,0 +1,245 @@
+// The kernel of index_select for few new tokens over a long cache (decode), in one cooperative launch.
+//
+// Every CTA takes a part of one row's cache. It streams the part's index keys once, from global memory into
+// the registers of mma.m16n8k16 (16 keys by 8 columns of token and head), keeps the scores on the chip and
+// counts them into a histogram. The parts of a row then agree on the bin that holds the k-th score, exchange
+// the few candidates in it, rank them, and each writes its own selected positions at their place.
+#pragma once
+
+#include "gsa/ops/indexer/index_select_decode_budget.cuh"
+#include "gsa/ops/indexer/index_select_decode_score.cuh"
+#include "gsa/ops/indexer/index_select_decode_search.cuh"
+
+namespace gsa::decode {
+
+__device__ __forceinline__ int row_length(const IndexSelectDecodeParams& p, int row) {
+  const int keys = static_cast<int>(p.keys);
+  return p.lengths ? min(max(__ldg(p.lengths + row), 0), keys) : keys;
+}
+
+__device__ __forceinline__ Part make_part(int row, int rank, int splits, int length) {
+  const int size = static_cast<int>(part_keys(length, splits));
+  return {row, rank, splits, length, min(rank * size, length), min((rank + 1) * size, length)};
+}
+
+// Which row this CTA works on, and which of its keys; row -1: none. Every warp finds it for itself.
+__device__ inline Part find_part(const IndexSelectDecodeParams& p) {
+  const int lane = threadIdx.x & 31, batch = static_cast<int>(p.batch), cta = blockIdx.x;
+  if (!p.lengths) {
+    const int length = static_cast<int>(p.keys),
+              splits = row_splits(length, p.keys * batch, batch, gridDim.x);
+    return cta / splits < batch ? make_part(cta / splits, cta % splits, splits, length)
+                                : Part{-1, 0, 1, 0, 0, 0};
+  }
+  int64_t total = 0;
+  for (int row = lane; row < batch; row += 32) total += row_length(p, row);
+  total = warp_total(total);
+  int first = 0;
+  for (int base = 0; base < batch; base += 32) {
+    const int row = base + lane;
+    const int length = row < batch ? row_length(p, row) : 0;
+    const int splits = row < batch ? row_splits(length, total, batch, gridDim.x) : 0;
+    int sum = splits;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    const int rank = cta - (first + sum - splits);
+    const unsigned owner = __ballot_sync(0xffffffffu, rank >= 0 && rank < splits);
+    if (owner) {
+      const int from = __ffs(owner) - 1;
+      return make_part(base + from, __shfl_sync(0xffffffffu, rank, from),
+                       __shfl_sync(0xffffffffu, splits, from), __shfl_sync(0xffffffffu, length, from));
+    }
+    first += __shfl_sync(0xffffffffu, sum, 31);
+  }
+  return {-1, 0, 1, 0, 0, 0};
+}
+
+__device__ __forceinline__ Kept kept_of(const IndexSelectDecodeParams& p, const Part& part, int query) {
+  return {p.keep_first, p.keep_recent, part.length - static_cast<int>(p.queries) + query};
+}
+
+// Counts one query's candidates in [low, high], the interval they span, into the row's next histogram.
+__device__ inline void count_candidates(Shared& shared, unsigned* histogram, const float* scores, int query,
+                                        Kept kept, unsigned low, unsigned high, unsigned* target) {
+  const Part part = shared.part;
+  Search& search = shared.search[query];
+  const int shift = max(0, 32 - __clz(high - low) - 11);
+  for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
+  if (threadIdx.x == 0) {
+    search.key_low = low;
+    search.key_high = high;
+    search.shift = shift;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < min(part.end, kept.position + 1) - part.begin; i += kThreads) {
+    const float score = scores[i];
+    const unsigned key = ordered(score);
+    const int at = part.begin + i;
+    if (score == score && key >= low && key <= high && at >= kept.first && at <= kept.position - kept.recent)
+      atomicAdd(histogram + ((key - low) >> shift), 1u);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kBins; i += kThreads)
+    if (histogram[i]) atomicAdd(target + i, histogram[i]);
+  __syncthreads();
+}
+
+// Narrows each query's search down to a list of candidates, or to one score that they all share: in a single
+// round, unless very many scores lie very close. The bins of a later round divide the interval that the
+// candidates of the one before span.
+__device__ inline void narrow(const IndexSelectDecodeParams& p, const Workspace& ws, Shared& shared,
+                              unsigned* histogram, float* scores, int stride, uint4 first_share,
+                              int& arrivals) {
+  const Part part = shared.part;
+  const int tokens = static_cast<int>(p.queries);
+  const size_t rows = static_cast<size_t>(p.batch) * tokens;
+  unsigned* counter = ws.barrier + part.row * 2;
+  auto row_of = [&](int query) { return part.row * tokens + query; };
+  auto histogram_of = [&](int round, int query) {
+    return ws.histogram + (round * rows + row_of(query)) * kBins;
+  };
+  unsigned active = (1u << tokens) - 1;  // queries whose search goes on; the same in every thread and part
+  for (int round = 0; active; ++round) {
+    unsigned more = 0;
+    for (int query = 0; query < tokens; ++query) {
+      if (!(active >> query & 1)) continue;
+      Search& search = shared.search[query];
+      const Words words{scores + query * stride};
+      const Kept kept = kept_of(p, part, query);
+      if (search.mode == Mode::kBin)
+        find_bin(round + query == 0 ? first_share : load_bins(histogram_of(round, query)), shared, search);
+      if (round == 0) {
+        mark_first(ws, shared, words, query, row_of(query), kept);
+      } else {
+        mark_later(ws, shared, words, query, row_of(query), kept);
+      }
+      if (search.mode != Mode::kBin) continue;
+      more |= 1u << query;
+      if (part.rank == 0 && round + 1 < kRounds)
+        for (int i = threadIdx.x; i < kBins; i += kThreads) histogram_of(round + 1, query)[i] = 0;
+    }
+    auto publish = [&] {
+      for (int query = 0; query < tokens; ++query)
+        if (active >> query & 1) publish_tally(ws, shared, query, row_of(query), round, tokens);
+    };
+    row_barrier(counter, part.splits, arrivals, publish, [] {});
+    active = more;
+    if (!active) return;
+    for (int query = 0; query < tokens; ++query) {
+      if (!(active >> query & 1)) continue;
+      const unsigned* bounds = ws.bounds + (static_cast<size_t>(row_of(query)) * kRounds + round) * 2;
+      const unsigned low = ~__ldcg(bounds), high = __ldcg(bounds + 1);
+      if (low != high) {
+        count_candidates(shared, histogram, scores + query * stride, query, kept_of(p, part, query), low,
+                         high, histogram_of(round + 1, query));
+        continue;
+      }
+      Search& search = shared.search[query];
+      if (threadIdx.x == 0) {
+        search.mode = Mode::kTied;
+        search.key_low = search.key_high = low;
+        search.shift = 0;
+        search.bin = 0;
+      }
+      __syncthreads();
+    }
+    row_barrier(
+        counter, part.splits, arrivals, [] {}, [] {});
+  }
+}
+
+// Leaves the workspace as it was found: zero. Called when no part of the row reads it any more, but for the
+// barrier; the last part to leave resets that.
+__device__ inline void clean(const IndexSelectDecodeParams& p, const Workspace& ws, const Part& part) {
+  const int tokens = static_cast<int>(p.queries), first = part.row * tokens, thread = threadIdx.x;
+  for (int i = part.rank * kThreads + thread; i < tokens * kBins; i += part.splits * kThreads)
+    ws.histogram[static_cast<size_t>(first) * kBins + i] = 0;
+  if (part.rank == 0) {
+    if (thread < tokens) ws.list_count[first + thread] = 0;
+    if (thread < tokens * kRounds * 2) ws.bounds[first * kRounds * 2 + thread] = 0;
+  }
+  if (thread != 0) return;
+  unsigned* counter = ws.barrier + part.row * 2;
+  if (atomicAdd(counter + 1, 1u) == static_cast<unsigned>(part.splits) - 1) counter[0] = counter[1] = 0;
+}
+
+template <int kDim, int kColumns>
+__global__ void __launch_bounds__(kThreads, 1)
+    index_select_decode_kernel(const __grid_constant__ IndexSelectDecodeParams p,
+                               const __grid_constant__ Workspace ws, int scores_in_shared) {
+#ifdef GSA_EMULATE_CUDA
+  uint4* dynamic = reinterpret_cast<uint4*>(emulation::shared_base());
+  Shared& shared = *reinterpret_cast<Shared*>(emulation::static_shared_base(sizeof(Shared)));
+#else
+  extern __shared__ uint4 dynamic[];
+  __shared__ Shared shared;
+#endif
+  const Part part = find_part(p);
+  if (part.row < 0) return;
+  Queries<kDim, kColumns> queries;
+  queries.fetch(p, part.row);
+
+  const int tokens = static_cast<int>(p.queries);
+  uint4* query_pieces = dynamic;
+  float4* head_terms = reinterpret_cast<float4*>(query_pieces + queries.kPieces);
+  unsigned* histogram = reinterpret_cast<unsigned*>(head_terms + kColumns * 4);
+  float* scores = reinterpret_cast<float*>(histogram + tokens * kBins);
+  int stride = (part.end - part.begin + 31) / 32 * 32;
+  if (stride * tokens > scores_in_shared) {  // the part's scores go to global memory
+    stride = static_cast<int>((p.keys + 63) / 64 * 64);
+    scores = ws.scores + static_cast<size_t>(part.row) * tokens * stride + part.begin;
+  }
+  score_part<kDim, kColumns>(p, part, shared, query_pieces, head_terms, histogram, scores, stride, [&] {
+    for (int i = threadIdx.x; i < tokens * kBins; i += kThreads) histogram[i] = 0;
+    if (threadIdx.x < kMaxTokens) shared.tally[threadIdx.x] = {};
+    if (threadIdx.x == 0) shared.part = part;
+    queries.store(query_pieces, head_terms);
+    __syncthreads();
+    find_range(p, shared, part.row, head_terms);
+    __syncthreads();
+  });
+  __syncthreads();
+  const int64_t first_row = static_cast<int64_t>(part.row) * tokens;
+  for (int i = threadIdx.x; i < tokens * kBins; i += kThreads)
+    if (histogram[i]) atomicAdd(ws.histogram + first_row * kBins + i, histogram[i]);
+  const bool fixed = p.rule == DecodeBudget::kFixed;  // its budget does not wait for the statistic
+  if (p.rule == DecodeBudget::kEntropy || p.rule == DecodeBudget::kMaxScore) {
+    const float scale = p.rule == DecodeBudget::kEntropy && p.log_scale ? expf(*p.log_scale) : 1.0f;
+    for (int query = 0; query < tokens; ++query)
+      publish_peak(p, ws, shared, scale, scores + query * stride, query);
+  } else if (!fixed) {
+    publish_moments(p, ws, shared);
+  }
+  int arrivals = 0;
+  row_barrier(
+      ws.barrier + part.row * 2, part.splits, arrivals, [] {},
+      [&] {
+        if (fixed) publish_moments(p, ws, shared);
+      });
+  const uint4 first_share = load_bins(ws.histogram + first_row * kBins);
+  start_search(p, ws, shared);
+  __syncthreads();
+  narrow(p, ws, shared, histogram, scores, stride, first_share, arrivals);
+  cuda::launch_dependents();
+  for (int query = 0; query < tokens; ++query) {
+    const Search& search = shared.search[query];
+    const Words words{scores + query * stride};
+    const int64_t row = first_row + query;
+    const Placement placement = place(ws, shared, search, words, query, static_cast<int>(row), tokens);
+    int* indices = p.indices + row * p.capacity;
+    emit_selected(shared, words, search.mode == Mode::kTied, placement, indices);
+    for (int i = search.count + part.rank * kThreads + threadIdx.x; i < p.capacity;
+         i += part.splits * kThreads)
+      indices[i] = -1;
+    if (part.rank == 0 && threadIdx.x == 0) p.counts[row] = search.count;
+  }
+  if (fixed && part.rank == 0) write_statistic(p, ws, part);
+  clean(p, ws, part);
+}
+
+using Kernel = void (*)(IndexSelectDecodeParams, Workspace, int);
+
+}  // namespace gsa::decode

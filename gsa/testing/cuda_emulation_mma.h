@@ -1,0 +1,79 @@
+#pragma once
+// What gsa/cuda/{mma,grid}.h wrap, emulated on the CPU (see cuda_emulation.h).
+
+#include <c10/util/Float8_e4m3fn.h>
+#include <c10/util/Half.h>
+
+#include "gsa/testing/cuda_emulation.h"
+
+namespace gsa {
+namespace emulation {
+
+inline float f16_value(uint16_t bits) {
+  return c10::detail::fp16_ieee_to_fp32_value(bits);
+}
+
+// A lane's registers of A and B.
+struct MmaOperands {
+  uint32_t a[4], b[2];
+};
+
+// This lane's four elements of C += A B: rows lane / 4 and 8 below it, columns 2 (lane % 4) and the next.
+inline void multiply_warp(float (&c)[4], const MmaOperands& mine, float (*value)(uint16_t)) {
+  const uint64_t* all = warp_gather(to_word(&mine), 'm');
+  const int group = lane() / 4, quad = lane() % 4;
+  float a[2][16], b[2][16];
+  for (int k = 0; k < 16; ++k) {
+    const auto element = [&](uint32_t pair) {
+      return value(static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16));
+    };
+    for (int i = 0; i < 2; ++i) {
+      a[i][k] = element(from_word<const MmaOperands*>(all[group * 4 + k % 8 / 2])->a[i + k / 8 * 2]);
+      b[i][k] = element(from_word<const MmaOperands*>(all[(quad * 2 + i) * 4 + k % 8 / 2])->b[k / 8]);
+    }
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 16; ++k) c[i] += a[i / 2][k] * b[i % 2][k];
+  warp_gather(0, 'n');  // the other lanes have read this one's operands
+}
+
+}  // namespace emulation
+
+namespace cuda {
+
+// ---- gsa/cuda/mma.h
+
+inline uint4 load_stream(const void* pointer) {
+  return *static_cast<const uint4*>(pointer);
+}
+inline void mma_bf16(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                     unsigned b1) {
+  emulation::multiply_warp(c, {{a0, a1, a2, a3}, {b0, b1}}, emulation::bf16_value);
+}
+inline void mma_f16(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                    unsigned b1) {
+  emulation::multiply_warp(c, {{a0, a1, a2, a3}, {b0, b1}}, emulation::f16_value);
+}
+inline unsigned pack_f16(float first, float second) {
+  return c10::detail::fp16_ieee_from_fp32_value(first) |
+         static_cast<unsigned>(c10::detail::fp16_ieee_from_fp32_value(second)) << 16;
+}
+inline uint2 e4m3_to_f16(unsigned four) {
+  float x[4];
+  for (int i = 0; i < 4; ++i)
+    x[i] = c10::detail::fp8e4m3fn_to_fp32_value(static_cast<uint8_t>(four >> 8 * i));
+  return {pack_f16(x[0], x[1]), pack_f16(x[2], x[3])};
+}
+
+// ---- gsa/cuda/grid.h: fibers see each other's writes in any case
+
+inline void arrive_release(unsigned* counter) {
+  ++*counter;
+}
+inline void wait_acquire(const unsigned* counter, unsigned target) {
+  for (unsigned seen; (seen = *counter) < target;) emulation::wait_while(counter, ~0u, seen);
+}
+inline void launch_dependents() {}
+
+}  // namespace cuda
+}  // namespace gsa

@@ -66,9 +66,17 @@ IndexSelectDecodeParams sizes_of(const at::Tensor& index_query, const at::Tensor
   params.keep_first = static_cast<int>(options.keep_first);
   params.keep_recent = static_cast<int>(options.keep_recent);
   params.query_tile = static_cast<int>(options.query_tile);
+  params.float8_keys = index_key.scalar_type() == at::kFloat8_e4m3fn;
   params.activation = kernel_activation(parse_activation(kOp, options.activation));
   params.rule = kernel_budget(parse_budget_rule(kOp, options.budget));
   return params;
+}
+
+/// bf16, or FP8 for the dimensions that have a kernel for it; bf16 holds e4m3 exactly.
+at::Tensor as_kernel_dtype(const at::Tensor& index_key) {
+  const int64_t dim = index_key.size(2);
+  const bool float8 = index_key.scalar_type() == at::kFloat8_e4m3fn && (dim == 64 || dim == 128);
+  return float8 ? index_key : index_key.to(at::kBFloat16);
 }
 
 /// Each token's index key is contiguous and follows the one before, 16-byte aligned: views of a cache are.
@@ -138,8 +146,8 @@ std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decod
   if (index_query.size(1) > decode::kMaxTokens || index_query.scalar_type() != at::kBFloat16)
     return std::nullopt;
   const c10::cuda::CUDAGuard guard(index_query.device());
-  const at::Tensor bf16_key = index_key.to(at::kBFloat16);  // exact for FP8
-  const at::Tensor key = loadable(bf16_key) ? bf16_key : bf16_key.clone(at::MemoryFormat::Contiguous);
+  const at::Tensor typed_key = as_kernel_dtype(index_key);
+  const at::Tensor key = loadable(typed_key) ? typed_key : typed_key.clone(at::MemoryFormat::Contiguous);
   IndexSelectDecodeParams params = sizes_of(index_query, key, options);
   if (device_attribute(cudaDevAttrComputeCapabilityMajor, key) != 9 || !index_select_decode_supported(params))
     return std::nullopt;

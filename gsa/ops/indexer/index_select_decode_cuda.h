@@ -10,8 +10,9 @@
 
 namespace gsa {
 
-/// index_select for T <= 8 queries, or nothing where the kernel does not take the problem (bf16, J 1, 2, 4 or
-/// 8, I 32, 64 or 128, query_tile 1, a Hopper GPU). Arguments must have passed check_index_select.
+/// index_select for T <= 8 queries, or nothing where the kernel does not take the problem (bf16, index_key
+/// also Float8_e4m3fn, J 1, 2, 4 or 8, I 32, 64 or 128, query_tile 1, a Hopper GPU). Arguments must have
+/// passed check_index_select.
 ///
 /// `lengths`, int32 [B] on the device: the tokens in each row's cache, the T new ones included; index_key is
 /// then padded to S for all rows, and query t sits at position t + length - T. Lengths stay on the device, so

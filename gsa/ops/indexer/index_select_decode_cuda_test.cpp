@@ -194,6 +194,49 @@ TEST_F(IndexSelectDecodeCuda, OneMillionKeysAndRepeats) {
   check_boundary(scores64(in, "hard_sigmoid"), first, options);
 }
 
+TEST_F(IndexSelectDecodeCuda, Float8KeysAgreeWithFp64UpToRoundingAtTheBoundary) {
+  auto generator = testing::case_generator(1);
+  for (const int64_t heads : {1, 2, 4, 8})
+    for (const int64_t dim : {32, 64, 128})  // 32: converted, there is no kernel
+      for (const char* activation : {"sigmoid", "hard_sigmoid", "relu"}) {
+        const int64_t queries = testing::draw(generator, 1, 8),
+                      keys = testing::draw(generator, queries, 3000);
+        SCOPED_TRACE("J " + std::to_string(heads) + " I " + std::to_string(dim) + " T " +
+                     std::to_string(queries) + " S " + std::to_string(keys) + " " + activation);
+        Inputs in = random_inputs(2, queries, keys, heads, dim);
+        in.key = in.key.to(at::kFloat8_e4m3fn);
+        const IndexSelectOptions options = options_of(testing::draw(generator, 20, 600), activation, 4, 16);
+        check_boundary(scores64(in, activation), select(in, options, device_), options);
+      }
+}
+
+TEST_F(IndexSelectDecodeCuda, Float8KeysWithTiesNanAndLargeQueries) {
+  for (const int64_t keys : {100, 5000, 40000}) {
+    Inputs in = tied_inputs(2, 3, keys, 4);
+    in.key.slice(1, 0, keys, 7).fill_(std::numeric_limits<float>::quiet_NaN());
+    in.key = in.key.to(at::kFloat8_e4m3fn);
+    const IndexSelectOptions options = options_of(300, "relu", 4, 32);
+    for (const double magnitude : {1.0, std::ldexp(1.0, 40), std::ldexp(1.0, -40)}) {
+      Inputs scaled = in;
+      scaled.query = in.query * magnitude;
+      scaled.bias = in.bias * magnitude;
+      const Selection expected = select(scaled, options, at::kCPU), got = select(scaled, options, device_);
+      EXPECT_TRUE(same_elements(got.indices, expected.indices)) << keys << " times " << magnitude;
+      EXPECT_TRUE(same_elements(got.counts, expected.counts));
+    }
+  }
+}
+
+TEST_F(IndexSelectDecodeCuda, Float8KeysOfAPrefill) {
+  const IndexSelectOptions options = options_of(100, "hard_sigmoid", 4, 32);
+  Inputs in = tied_inputs(1, 200, 700, 4);
+  const Selection expected = select(in, options, device_);
+  in.key = in.key.to(at::kFloat8_e4m3fn);
+  const Selection got = select(in, options, device_);
+  EXPECT_TRUE(same_elements(got.indices, expected.indices));
+  EXPECT_TRUE(same_elements(got.statistic, expected.statistic));
+}
+
 #ifdef GSA_CUDA
 TEST_F(IndexSelectDecodeCuda, RowsOfDifferentLengths) {
   const std::vector<int64_t> lengths = {5000, 0, 1, 2, 900, 64, 65};

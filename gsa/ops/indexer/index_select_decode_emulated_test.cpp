@@ -4,10 +4,11 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/tensor.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 
 // The library has the same functions as compiled by nvcc: these must not take their place.
 #pragma GCC visibility push(hidden)
+#include "gsa/ops/indexer/index_select_decode_float8_sm90.cu"
 #include "gsa/ops/indexer/index_select_decode_sm90.cu"
 #pragma GCC visibility pop
 
@@ -63,6 +65,7 @@ Selection run_decode(const SelectInputs& in, const IndexSelectOptions& options, 
   params.keep_first = static_cast<int>(options.keep_first);
   params.keep_recent = static_cast<int>(options.keep_recent);
   params.query_tile = 1;
+  params.float8_keys = key.scalar_type() == at::kFloat8_e4m3fn;
   params.activation = decode_activation(options.activation);
   params.rule = decode_budget(options.budget);
   params.log_scale = &testing::kSelectLogScale;
@@ -103,8 +106,7 @@ Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& opti
   return run_decode(in, options, mean, {});
 }
 
-/// Tests of every dtype that the kernel takes keys in.
-class IndexSelectDecodeEmulated : public ::testing::TestWithParam<at::ScalarType> {
+class IndexSelectDecodeFloat8Emulated : public ::testing::Test {
  protected:
   void SetUp() override {
     at::manual_seed(testing::run_seed());
@@ -112,15 +114,20 @@ class IndexSelectDecodeEmulated : public ::testing::TestWithParam<at::ScalarType
   }
   void TearDown() override { emulation::multiprocessors = before_; }
 
+ private:
+  const int before_ = emulation::multiprocessors;
+};
+
+/// Tests of every dtype that the kernel takes keys in.
+class IndexSelectDecodeEmulated : public IndexSelectDecodeFloat8Emulated,
+                                  public ::testing::WithParamInterface<at::ScalarType> {
+ protected:
   /// The same problem with keys of the dtype.
   SelectInputs with_keys(SelectInputs in) const {
     in.key = in.key.to(GetParam());
     return in;
   }
   bool takes(int64_t dim) const { return GetParam() == at::kBFloat16 || dim != 32; }
-
- private:
-  const int before_ = emulation::multiprocessors;
 };
 
 TEST_P(IndexSelectDecodeEmulated, MatchesFp64OnRandomProblems) {
@@ -213,7 +220,43 @@ TEST_P(IndexSelectDecodeEmulated, ScoresThatDoNotFitSharedMemory) {
                         make_select_options(300, "hard_sigmoid", 4, 32), select_emulated);
 }
 
-INSTANTIATE_TEST_SUITE_P(Keys, IndexSelectDecodeEmulated, ::testing::Values(at::kBFloat16),
+/// FP8 keys meet queries in f16: what it cannot hold is scaled, infinities and NaN come through.
+TEST_F(IndexSelectDecodeFloat8Emulated, QueriesBeyondTheRangeOfHalf) {
+  for (const int64_t dim : {64, 128})
+    for (const int exponent : {-100, -60, -20, 20, 50, 100}) {
+      SCOPED_TRACE(::testing::Message() << "I " << dim << " 2^" << exponent);
+      SelectInputs in = tied_select_inputs(1, 4, 400, 1, dim);
+      in.bias.zero_();
+      // Columns of different magnitude, and numbers of different magnitude in a column.
+      for (int t = 0; t < 4; ++t) in.query[0][t].mul_(std::ldexp(1.0, exponent + t));
+      in.query.slice(3, 0, dim, 5).mul_(std::ldexp(1.0, -9));
+      in.key = in.key.to(at::kFloat8_e4m3fn);
+      const IndexSelectOptions options = make_select_options(50, "relu", 2, 5);
+      if (dim == 64) {
+        check_exact_selection(in, options, select_emulated);
+      } else if (exponent < 100) {  // the variance is beyond fp32
+        check_selection(in, options, select_emulated);
+      }
+    }
+  SelectInputs in = tied_select_inputs(1, 3, 400, 4, 64);
+  in.query[0][0][1][3].fill_(std::numeric_limits<double>::infinity());
+  in.query[0][1][2][60].fill_(-std::numeric_limits<double>::infinity());
+  in.query[0][2][3][17].fill_(std::numeric_limits<double>::quiet_NaN());
+  in.key = in.key.to(at::kFloat8_e4m3fn);
+  check_exact_selection(in, make_select_options(50, "hard_sigmoid", 2, 5), select_emulated);
+}
+
+TEST_F(IndexSelectDecodeFloat8Emulated, EveryNumberButNaN) {
+  for (const int64_t dim : {64, 128}) {
+    SelectInputs in = random_select_inputs(2, 2, 600, 4, dim);
+    const at::Tensor bytes = at::randint(0, 256, {2, 600, dim}, at::kByte);
+    in.key = bytes.masked_fill(bytes.bitwise_and(0x7f).eq(0x7f), 0).view(at::kFloat8_e4m3fn);
+    check_selection(in, make_select_options(100, "relu", 2, 5), select_emulated);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Keys, IndexSelectDecodeEmulated,
+                         ::testing::Values(at::kBFloat16, at::kFloat8_e4m3fn),
                          [](const auto& info) { return std::string(c10::toString(info.param)); });
 
 }  // namespace

@@ -166,7 +166,7 @@ __device__ inline void clean(const IndexSelectDecodeParams& p, const Workspace& 
   if (atomicAdd(counter + 1, 1u) == static_cast<unsigned>(part.splits) - 1) counter[0] = counter[1] = 0;
 }
 
-template <int kDim, int kColumns>
+template <class Key, int kDim, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
     index_select_decode_kernel(const __grid_constant__ IndexSelectDecodeParams p,
                                const __grid_constant__ Workspace ws, int scores_in_shared) {
@@ -179,28 +179,32 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
   const Part part = find_part(p);
   if (part.row < 0) return;
-  Queries<kDim, kColumns> queries;
+  Queries<Key, kDim, kColumns> queries;
   queries.fetch(p, part.row);
 
   const int tokens = static_cast<int>(p.queries);
   uint4* query_pieces = dynamic;
   float4* head_terms = reinterpret_cast<float4*>(query_pieces + queries.kPieces);
-  unsigned* histogram = reinterpret_cast<unsigned*>(head_terms + kColumns * 4);
+  float2* column_scales = reinterpret_cast<float2*>(head_terms + kColumns * 4);
+  unsigned* histogram = reinterpret_cast<unsigned*>(column_scales + (Key::kScaledQueries ? kColumns * 4 : 0));
   float* scores = reinterpret_cast<float*>(histogram + tokens * kBins);
   int stride = (part.end - part.begin + 31) / 32 * 32;
   if (stride * tokens > scores_in_shared) {  // the part's scores go to global memory
     stride = static_cast<int>((p.keys + 63) / 64 * 64);
     scores = ws.scores + static_cast<size_t>(part.row) * tokens * stride + part.begin;
   }
-  score_part<kDim, kColumns>(p, part, shared, query_pieces, head_terms, histogram, scores, stride, [&] {
-    for (int i = threadIdx.x; i < tokens * kBins; i += kThreads) histogram[i] = 0;
-    if (threadIdx.x < kMaxTokens) shared.tally[threadIdx.x] = {};
-    if (threadIdx.x == 0) shared.part = part;
-    queries.store(query_pieces, head_terms);
-    __syncthreads();
-    find_range(p, shared, part.row, head_terms);
-    __syncthreads();
-  });
+  score_part<Key, kDim, kColumns>(
+      p, part, shared, query_pieces, head_terms, column_scales, histogram, scores, stride, [&] {
+        for (int i = threadIdx.x; i < tokens * kBins; i += kThreads) histogram[i] = 0;
+        if (threadIdx.x < kMaxTokens) shared.tally[threadIdx.x] = {};
+        if (threadIdx.x == 0) shared.part = part;
+        queries.store(query_pieces, head_terms);
+        __syncthreads();
+        find_range(p, shared, part.row, head_terms);
+        if constexpr (Key::kScaledQueries)
+          scale_queries<queries.kChunks, kColumns>(query_pieces, &column_scales->x);
+        __syncthreads();
+      });
   __syncthreads();
   const int64_t first_row = static_cast<int64_t>(part.row) * tokens;
   for (int i = threadIdx.x; i < tokens * kBins; i += kThreads)
@@ -241,5 +245,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 using Kernel = void (*)(IndexSelectDecodeParams, Workspace, int);
+
+template <class Key, int kDim>
+Kernel pick_kernel(int columns) {
+  return columns == 1   ? index_select_decode_kernel<Key, kDim, 1>
+         : columns == 4 ? index_select_decode_kernel<Key, kDim, 4>
+                        : index_select_decode_kernel<Key, kDim, 8>;
+}
+
+// For FP8 keys of 64 or 128 dimensions; a file of its own compiles them.
+Kernel pick_float8_kernel(int dim, int columns);
 
 }  // namespace gsa::decode

@@ -19,6 +19,7 @@ struct IndexSelectDecodeParams : IndexSelectParams {
   const float* log_scale = nullptr;  // scalar, or null for 0; read by the entropy rule
   int64_t key_batch_stride = 0;      // elements from one row's index keys to the next
   DecodeBudget rule = DecodeBudget::kFixed;
+  bool float8_keys = false;  // index_key is e4m3, not bf16; dim 64 or 128
   // The workspace's first index_select_decode_zeroed_bytes are zero: allocated so, or left by a launch of the
   // same shapes before. Else a memset goes before the kernel.
   bool workspace_zeroed = false;

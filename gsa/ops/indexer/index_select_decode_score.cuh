@@ -3,7 +3,7 @@
 // scores, a histogram of them and their moments in shared memory.
 #pragma once
 
-#include "gsa/cuda/mma.h"
+#include "gsa/ops/indexer/index_select_decode_keys.cuh"
 #include "gsa/ops/indexer/index_select_decode_search.cuh"
 
 namespace gsa::decode {
@@ -11,11 +11,13 @@ namespace gsa::decode {
 constexpr int kStepLoads = 8;                 // 16-byte loads a lane has in flight for a step
 constexpr int kStepBytes = kStepLoads * 512;  // of index keys that a warp takes in a step
 
-template <int kDim>
+template <class Key, int kDim>
 struct Tile {
-  static constexpr int kChunks = kDim / 32;                  // 16-byte pieces of a key row per lane
-  static constexpr int kStepKeys = kStepBytes / (2 * kDim);  // 64, 32, 16 keys for 32, 64, 128 dimensions
-  static constexpr int kMma = kStepKeys / 16;
+  static constexpr int kChunks = kDim / 32;               // 16-byte pieces of a query row per lane
+  static constexpr int kLoads = kDim * Key::kBytes / 64;  // and of a key row
+  static constexpr int kStepKeys = kStepBytes / (Key::kBytes * kDim);                   // 16 to 64
+  static constexpr int kMma = kStepKeys / 16 < Key::kMma ? kStepKeys / 16 : Key::kMma;  // of one block
+  static constexpr int kBlocks = kStepKeys / 16 / kMma;  // of a step, one after the other
 };
 
 // Activates a step's logits; one branch for all of them, so that they overlap. NaN stays NaN.
@@ -66,9 +68,9 @@ __device__ inline void find_range(const IndexSelectDecodeParams& p, Shared& shar
 // The row's queries as fragments of mma.m16n8k16's B, eight columns of (query, head) at a time, and each
 // column's weight and bias; columns beyond the last head are zero. Fetched before the keys, so that they do
 // not queue behind them, and put into shared memory after.
-template <int kDim, int kColumns>
+template <class Key, int kDim, int kColumns>
 struct Queries {
-  static constexpr int kChunks = Tile<kDim>::kChunks, kPieces = kColumns * kChunks * 32;
+  static constexpr int kChunks = Tile<Key, kDim>::kChunks, kPieces = kColumns * kChunks * 32;
   uint4 piece[(kPieces + kThreads - 1) / kThreads];
   float weight = 0, bias = 0;
 
@@ -82,7 +84,8 @@ struct Queries {
                 column = at / 32 / kChunks * 8 + lane / 4;
       piece[i / kThreads] =
           at < kPieces && column < columns
-              ? *reinterpret_cast<const uint4*>(q + column * kDim + chunk * 32 + lane % 4 * 8)
+              ? *reinterpret_cast<const uint4*>(q + column * kDim + Key::first_dimension(chunk) +
+                                                lane % 4 * (16 / Key::kBytes))
               : make_uint4(0, 0, 0, 0);
     }
     if (thread >= columns) return;
@@ -108,26 +111,29 @@ struct Moments {
 // Scores the part: scores into scores[query * stride + key - begin] (NaN: not to be selected), counts of the
 // keys that are not kept anyway into histogram[query], moments into shared.stat. `prepare` fills the shared
 // memory that this reads; it is called when the first keys are on their way.
-template <int kDim, int kColumns, typename Prepare>
+template <class Key, int kDim, int kColumns, typename Prepare>
 __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part part, Shared& shared,
-                                  const uint4* query_pieces, const float4* head_terms, unsigned* histogram,
-                                  float* scores, int stride, Prepare&& prepare) {
-  using T = Tile<kDim>;
+                                  const uint4* query_pieces, const float4* head_terms,
+                                  const float2* column_scales, unsigned* histogram, float* scores, int stride,
+                                  Prepare&& prepare) {
+  using T = Tile<Key, kDim>;
   constexpr int kSets = kColumns == 1 ? 2 : kColumns;
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
   const int tokens = static_cast<int>(p.queries), heads = p.heads;
-  const __nv_bfloat16* source =
-      static_cast<const __nv_bfloat16*>(p.index_key) + part.row * p.key_batch_stride + quad * 8;
+  using Element = typename Key::Element;
+  constexpr int kLoadElements = 16 / Key::kBytes;
+  const Element* source =
+      static_cast<const Element*>(p.index_key) + part.row * p.key_batch_stride + quad * kLoadElements;
   const float scale = rsqrtf(static_cast<float>(kDim));
   Moments moments[kSets];
 
   auto load = [&](uint4(&piece)[kStepLoads], int base) {
 #pragma unroll
     for (int i = 0; i < kStepLoads; ++i) {
-      const int key = base + i / T::kChunks * 8 + group;
-      piece[i] = key < part.end
-                     ? cuda::load_stream(source + static_cast<int64_t>(key) * kDim + i % T::kChunks * 32)
-                     : make_uint4(0, 0, 0, 0);
+      const int key = base + i / T::kLoads * 8 + group;
+      piece[i] = key < part.end ? cuda::load_stream(source + static_cast<int64_t>(key) * kDim +
+                                                    i % T::kLoads * 4 * kLoadElements)
+                                : make_uint4(0, 0, 0, 0);
     }
   };
   auto put = [&](int query, int key, float score, Moments& m) {
@@ -184,31 +190,37 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
         put(n, base + i * 32 + quad * 8 + group, quad < 2 ? low : high, moments[n]);
     }
   };
-  auto compute = [&](const uint4(&piece)[kStepLoads], int base) {
+  auto compute_block = [&](const uint4* piece, int base) {
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
       if (kColumns > 1 && n * 8 >= tokens * heads) break;
       const float4 term = head_terms[n * 4 + quad];
+      const float2 factor = Key::unscale(scale, column_scales + n * 4 + quad);
       float z[T::kMma * 4];
 #pragma unroll
       for (int m = 0; m < T::kMma; ++m) {
-        const uint4* rows0 = piece + m * 2 * T::kChunks;
-        const uint4* rows8 = rows0 + T::kChunks;
+        const uint4* rows0 = piece + m * 2 * T::kLoads;
+        const uint4* rows8 = rows0 + T::kLoads;
         float c[4] = {0, 0, 0, 0};
 #pragma unroll
-        for (int i = 0; i < T::kChunks; ++i) {
-          const uint4 b = query_pieces[(n * T::kChunks + i) * 32 + lane];
-          cuda::mma_bf16(c, rows0[i].x, rows8[i].x, rows0[i].y, rows8[i].y, b.x, b.y);
-          cuda::mma_bf16(c, rows0[i].z, rows8[i].z, rows0[i].w, rows8[i].w, b.z, b.w);
-        }
+        for (int i = 0; i < T::kLoads; ++i)
+          Key::multiply(c, rows0[i], rows8[i],
+                        query_pieces + (n * T::kChunks + i * (T::kChunks / T::kLoads)) * 32 + lane);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) z[m * 4 + i] = fmaf(c[i], scale, i % 2 ? term.w : term.y);
+        for (int i = 0; i < 4; ++i)
+          z[m * 4 + i] = fmaf(c[i], i % 2 ? factor.y : factor.x, i % 2 ? term.w : term.y);
       }
       activate(p.activation, z);
 #pragma unroll
       for (int i = 0; i < T::kMma * 4; ++i) z[i] *= i % 2 ? term.z : term.x;
       reduce(n, base, z);
     }
+  };
+
+  auto compute = [&](const uint4(&piece)[kStepLoads], int base) {
+#pragma unroll
+    for (int b = 0; b < T::kBlocks; ++b)
+      compute_block(piece + b * T::kMma * 2 * T::kLoads, base + b * T::kMma * 16);
   };
 
   uint4 even[kStepLoads], odd[kStepLoads];

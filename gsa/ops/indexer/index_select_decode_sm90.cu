@@ -26,7 +26,8 @@ Plan make_plan(const IndexSelectDecodeParams& p, int multiprocessors) {
   plan.batch = static_cast<int>(p.batch < kMaxRowsPerLaunch ? p.batch : kMaxRowsPerLaunch);
   const int needed = static_cast<int>(p.queries * p.heads + 7) / 8;
   plan.columns = needed == 1 ? 1 : needed <= 4 ? 4 : 8;
-  plan.fixed_bytes = static_cast<size_t>(plan.columns) * (p.dim / 32 * 512 + 64) + p.queries * kBins * 4;
+  const int column_bytes = p.dim / 32 * 512 + 64 + (p.float8_keys ? 32 : 0);  // of eight columns
+  plan.fixed_bytes = static_cast<size_t>(plan.columns) * column_bytes + p.queries * kBins * 4;
   const size_t room = kSharedLimit - sizeof(Shared) - 1024;
   const size_t wanted = static_cast<size_t>(longest_part(p.keys, plan.batch, plan.ctas)) * p.queries * 4;
   plan.spill = plan.fixed_bytes + wanted > room;
@@ -53,19 +54,13 @@ size_t place_workspace(const IndexSelectDecodeParams& p, const Plan& plan, Works
   return used;
 }
 
-template <int kDim>
-Kernel pick_kernel(int columns) {
-  return columns == 1   ? index_select_decode_kernel<kDim, 1>
-         : columns == 4 ? index_select_decode_kernel<kDim, 4>
-                        : index_select_decode_kernel<kDim, 8>;
-}
-
 cudaError_t launch_rows(const IndexSelectDecodeParams& params, const Plan& plan, cudaStream_t stream) {
   Workspace ws{};
   place_workspace(params, plan, ws);
-  const Kernel kernel = params.dim == 32   ? pick_kernel<32>(plan.columns)
-                        : params.dim == 64 ? pick_kernel<64>(plan.columns)
-                                           : pick_kernel<128>(plan.columns);
+  const Kernel kernel = params.float8_keys ? pick_float8_kernel(params.dim, plan.columns)
+                        : params.dim == 32 ? pick_kernel<Bf16Keys, 32>(plan.columns)
+                        : params.dim == 64 ? pick_kernel<Bf16Keys, 64>(plan.columns)
+                                           : pick_kernel<Bf16Keys, 128>(plan.columns);
   cudaError_t error =
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(plan.shared_bytes));
@@ -94,9 +89,11 @@ cudaError_t launch_rows(const IndexSelectDecodeParams& params, const Plan& plan,
 
 bool index_select_decode_supported(const IndexSelectDecodeParams& p) {
   const bool heads = p.heads == 1 || p.heads == 2 || p.heads == 4 || p.heads == 8;
-  const bool dim = p.dim == 32 || p.dim == 64 || p.dim == 128;
+  const bool dim = p.dim == 64 || p.dim == 128 || (p.dim == 32 && !p.float8_keys);
+  const int load_elements = p.float8_keys ? 16 : 8;
   return heads && dim && p.query_tile == 1 && p.queries >= 1 && p.queries <= decode::kMaxTokens &&
-         p.batch >= 1 && p.keys >= p.queries && p.keys < (int64_t{1} << 30) && p.key_batch_stride % 8 == 0;
+         p.batch >= 1 && p.keys >= p.queries && p.keys < (int64_t{1} << 30) &&
+         p.key_batch_stride % load_elements == 0;
 }
 
 size_t index_select_decode_workspace_bytes(const IndexSelectDecodeParams& params, int multiprocessors) {
@@ -123,7 +120,8 @@ cudaError_t launch_index_select_decode(const IndexSelectDecodeParams& params, cu
     rows.batch = params.batch - first < plan.batch ? params.batch - first : plan.batch;
     rows.index_query =
         static_cast<const __nv_bfloat16*>(params.index_query) + query * params.heads * params.dim;
-    rows.index_key = static_cast<const __nv_bfloat16*>(params.index_key) + first * params.key_batch_stride;
+    rows.index_key = static_cast<const char*>(params.index_key) +
+                     first * params.key_batch_stride * (params.float8_keys ? 1 : 2);
     rows.head_weight += query * params.heads;
     if (params.lengths) rows.lengths += first;
     rows.indices += query * params.capacity;

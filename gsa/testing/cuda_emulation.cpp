@@ -204,9 +204,14 @@ void run_cooperative_grid(int blocks, int threads, size_t shared_bytes, const st
     all.push_back(std::make_unique<Block>(threads));
     all.back()->start(i);
   }
-  for (bool any = true, backwards = false; any; backwards = !backwards) {
-    any = false;
-    for (int i = 0; i < blocks; ++i) any |= advance(*all[backwards ? blocks - 1 - i : i]);
+  // The first block that can goes on until it has to wait: the last one falls as far behind as the kernel
+  // lets it, so that a wait that is too short shows. Every other grid favours the blocks the other way round.
+  static bool backwards = false;
+  backwards = !backwards;
+  for (int turn = 0; turn < blocks;) {
+    bool ran = false;
+    while (advance(*all[backwards ? blocks - 1 - turn : turn])) ran = true;
+    turn = ran ? 0 : turn + 1;
   }
   for (const auto& mine : all) check_end(*mine);
 }

@@ -85,7 +85,9 @@ Selection run_decode(const SelectInputs& in, const IndexSelectOptions& options, 
   Selection found;
   for (const bool again : {false, true}) {
     const Selection before = found;
-    found = {at::full({params.batch, params.queries, params.capacity}, -2, at::kInt),
+    const int64_t size = params.batch * params.queries * params.capacity;
+    const at::Tensor guarded = at::full({size + 4096}, -2, at::kInt);
+    found = {guarded.slice(0, 0, size).view({params.batch, params.queries, params.capacity}),
              at::full({params.batch, params.queries}, -2, at::kInt),
              at::full({params.batch, params.queries}, -2, at::kFloat)};
     params.indices = found.indices.mutable_data_ptr<int32_t>();
@@ -93,6 +95,7 @@ Selection run_decode(const SelectInputs& in, const IndexSelectOptions& options, 
     params.statistic = found.statistic.mutable_data_ptr<float>();
     params.workspace_zeroed = again;
     EXPECT_EQ(launch_index_select_decode(params, nullptr), cudaSuccess);
+    EXPECT_TRUE(guarded.slice(0, size).eq(-2).all().item<bool>());
     EXPECT_TRUE(workspace.slice(0, 0, zeroed).eq(0).all().item<bool>());
     EXPECT_TRUE(workspace.slice(0, bytes).eq(0x5a).all().item<bool>());
     if (!again) continue;
@@ -159,9 +162,11 @@ TEST_P(IndexSelectDecodeEmulated, EveryNumberOfTokensWithTies) {
 }
 
 TEST_P(IndexSelectDecodeEmulated, OneScoreForAllKeysAndNearlyEqualOnes) {
-  SelectInputs in = tied_select_inputs(2, 2, 3000, 4, 64);
-  in.key = at::zeros(in.key.sizes(), at::kBFloat16);
-  check_exact_selection(with_keys(in), make_select_options(1000, "hard_sigmoid", 4, 32), select_emulated);
+  for (const auto& [batch, queries] : {std::pair<int64_t, int64_t>{1, 1}, {2, 2}}) {
+    SelectInputs in = tied_select_inputs(batch, queries, 3000, 4, 64);
+    in.key = at::zeros(in.key.sizes(), at::kBFloat16);
+    check_exact_selection(with_keys(in), make_select_options(1000, "hard_sigmoid", 4, 32), select_emulated);
+  }
   // A boundary bin of more keys than are ranked one by one: later rounds divide it.
   SelectInputs close = random_select_inputs(1, 2, 3000, 4, 64);
   close.query = close.query * 1e-5;

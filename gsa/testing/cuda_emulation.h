@@ -17,6 +17,9 @@
 #include <functional>
 #include <type_traits>
 
+// CUDA's own names, words of any type, and offsets that fit a block's shared memory.
+// NOLINTBEGIN(bugprone-*,readability-identifier-naming)
+
 #define GSA_EMULATE_CUDA
 #define __global__
 #define __device__
@@ -365,3 +368,5 @@ void named_barrier() {
 
 }  // namespace cuda
 }  // namespace gsa
+
+// NOLINTEND(bugprone-*,readability-identifier-naming)

@@ -6,6 +6,9 @@
 
 #include "gsa/testing/cuda_emulation.h"
 
+// CUDA's own names.
+// NOLINTBEGIN(bugprone-*,readability-identifier-naming)
+
 namespace gsa {
 namespace emulation {
 
@@ -77,3 +80,5 @@ inline void launch_dependents() {}
 
 }  // namespace cuda
 }  // namespace gsa
+
+// NOLINTEND(bugprone-*,readability-identifier-naming)

@@ -7,6 +7,9 @@
 
 #include "gsa/testing/cuda_emulation.h"
 
+// CUDA's own names, words of any type, and offsets that fit a block's shared memory.
+// NOLINTBEGIN(bugprone-*,readability-identifier-naming)
+
 namespace gsa {
 
 enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_64B = 64, CU_TENSOR_MAP_SWIZZLE_128B = 128 };
@@ -72,7 +75,7 @@ inline void copy_box(uint32_t to, const CUtensorMap& map, const int* first) {
 }
 
 // The copy engine takes its time: until a load lands, its place holds NaN.
-inline void load_box(void* shared, const CUtensorMap* map, uint64_t* full, std::vector<int> first) {
+inline void load_box(void* shared, const CUtensorMap* map, uint64_t* full, const std::vector<int>& first) {
   int bytes = 2;
   for (int d = 0; d < map->rank; ++d) bytes *= map->box[d];
   std::memset(shared, 0xff, bytes);
@@ -207,3 +210,5 @@ struct Wgmma {
 
 }  // namespace cuda
 }  // namespace gsa
+
+// NOLINTEND(bugprone-*,readability-identifier-naming)

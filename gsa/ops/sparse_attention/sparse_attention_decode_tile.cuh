@@ -7,24 +7,10 @@
 
 #include <cstdint>
 
+#include "gsa/cuda/mma.h"
+#include "gsa/cuda/reduction.h"
+
 namespace gsa::decode {
-
-__device__ __forceinline__ uint4 load_row(const void* pointer) {
-  uint4 x;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "l"(pointer));
-  return x;
-}
-
-__device__ __forceinline__ void mma_bf16(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                         unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 // Transposes an 8x8 matrix of 16-bit values spread over the warp.
 __device__ __forceinline__ unsigned transpose8x8(unsigned x) {
@@ -38,15 +24,9 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
   return *reinterpret_cast<const unsigned*>(&x);
 }
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // exp2(a - b) where b is the larger; nothing against nothing is 0.
 __device__ __forceinline__ float weight_of(float a, float b) {
-  return a == -INFINITY ? 0.0f : exp2_fast(a - b);
+  return a == -INFINITY ? 0.0f : cuda::fast_exp2(a - b);
 }
 
 // One warp's running softmax over its keys, in base 2. Lane (g, q) = (lane / 4, lane % 4) holds columns
@@ -86,7 +66,7 @@ __device__ __forceinline__ void gather_keys(Gathered<kDim>& tile, int index, con
     const __nv_bfloat16* row = key + static_cast<int64_t>(at) * token_stride + quad * 8;
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i)
-      tile.key[r][i] = at >= 0 ? load_row(row + i * 32) : make_uint4(0, 0, 0, 0);
+      tile.key[r][i] = at >= 0 ? cuda::load_stream(row + i * 32) : make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -100,7 +80,7 @@ __device__ __forceinline__ void gather_values(Gathered<kDim>& tile, int index, c
     const __nv_bfloat16* row = value + static_cast<int64_t>(at) * token_stride + group * 8;
 #pragma unroll
     for (int i = 0; i < kDim / 64; ++i)
-      tile.value[r][i] = at >= 0 ? load_row(row + i * 64) : make_uint4(0, 0, 0, 0);
+      tile.value[r][i] = at >= 0 ? cuda::load_stream(row + i * 64) : make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -120,7 +100,7 @@ __device__ __forceinline__ void add_values(Accumulator<kDim, kBlocks>& acc, cons
       const unsigned a2 = __byte_perm(x8, x9, 0x5410), a3 = __byte_perm(x8, x9, 0x7632);
 #pragma unroll
       for (int n = 0; n < kBlocks; ++n)
-        mma_bf16(acc.out[n][i * 4 + w], a0, a1, a2, a3, weights[n][0], weights[n][1]);
+        cuda::mma_bf16(acc.out[n][i * 4 + w], a0, a1, a2, a3, weights[n][0], weights[n][1]);
     }
   }
 }
@@ -140,8 +120,8 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[kBlocks][4], const
 #pragma unroll
     for (int i = 0; i < kDim / 32; ++i) {
       const uint4 b = query[n][i];
-      mma_bf16(c, tile.key[0][i].x, tile.key[1][i].x, tile.key[0][i].y, tile.key[1][i].y, b.x, b.y);
-      mma_bf16(c, tile.key[0][i].z, tile.key[1][i].z, tile.key[0][i].w, tile.key[1][i].w, b.z, b.w);
+      cuda::mma_bf16(c, tile.key[0][i].x, tile.key[1][i].x, tile.key[0][i].y, tile.key[1][i].y, b.x, b.y);
+      cuda::mma_bf16(c, tile.key[0][i].z, tile.key[1][i].z, tile.key[0][i].w, tile.key[1][i].w, b.z, b.w);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) logits[n][i] = c[i];
@@ -171,8 +151,8 @@ __device__ __forceinline__ void weigh(Accumulator<kDim, kBlocks>& acc, float (&l
       peak = fmaxf(peak, acc.peak[n][h]);
       factor[h] = weight_of(acc.peak[n][h], peak);
       acc.peak[n][h] = peak;
-      s[h] = seen0 ? exp2_fast(s[h] - peak) : 0.0f;
-      s[h + 2] = seen8 ? exp2_fast(s[h + 2] - peak) : 0.0f;
+      s[h] = seen0 ? cuda::fast_exp2(s[h] - peak) : 0.0f;
+      s[h + 2] = seen8 ? cuda::fast_exp2(s[h + 2] - peak) : 0.0f;
       acc.sum[n][h] = acc.sum[n][h] * factor[h] + s[h] + s[h + 2];
     }
     weights[n][0] = transpose8x8(pack(s[0], s[1]));

@@ -27,9 +27,9 @@ __device__ __forceinline__ T& shared_memory() {
 
 // Waits until `kThreads` threads, the caller among them, stand at barrier `kBarrier` (1 .. 15; 0 is
 // __syncthreads).
-template <int kBarrier, int kThreads>
-__device__ __forceinline__ void named_barrier() {
-  asm volatile("barrier.cta.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+template <int kThreads>
+__device__ __forceinline__ void named_barrier(int barrier) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
 }  // namespace gsa::cuda

@@ -361,9 +361,9 @@ T& shared_memory() {
   return *reinterpret_cast<T*>(emulation::shared_base());
 }
 
-template <int kBarrier, int kThreads>
-void named_barrier() {
-  emulation::barrier(kBarrier, kThreads);
+template <int kThreads>
+void named_barrier(int barrier) {
+  emulation::barrier(barrier, kThreads);
 }
 
 }  // namespace cuda

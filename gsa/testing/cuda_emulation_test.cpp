@@ -117,7 +117,7 @@ TEST(CudaEmulation, ReportsWhoWaitsForEverAndWhoMeetsWrongly) {
                          __any_sync(0xffffffffu, true);
                        }),
             "emulated kernel: lanes of a warp meet in different collectives");
-  EXPECT_EQ(failure_of(32, [] { cuda::named_barrier<1, 32>(); }), "none");
+  EXPECT_EQ(failure_of(32, [] { cuda::named_barrier<32>(1); }), "none");
 }
 
 // 64 x 16 rows times 64 keys of 64 or 32 columns, loaded by the copy engine, past the tensor's end too.

@@ -18,63 +18,97 @@ template <class S>
 struct Consumer {
   const IndexSelectParams& p;
   Layout<S>& shared;
+  Group<S>& group;
   const RowStore store;
   const bool wild_keys;
-  cuda::RingPosition<Layout<S>::kStages> at;
-  int works;      // of the whole grid
-  int first_row;  // of the tile, among the rows of all tiles (shared rows only)
+  cuda::RingPosition<Group<S>::kStages> at;
+  int works;         // of the whole grid
+  int first_row;     // of the tile, among the rows of all tiles (shared rows only)
+  int products = 0;  // scored so far
 
   static __device__ __forceinline__ int lane() { return threadIdx.x & 31; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32 - 4; }
   __device__ __forceinline__ WarpScratch& scratch() { return shared.warps[warp()]; }
-  __device__ __forceinline__ uint32_t* bins(int row) { return shared.bins[warp()][row]; }
   __device__ __forceinline__ Notes<S>& notes() { return shared.notes[warp()][lane()]; }
   __device__ __forceinline__ uint32_t first_staged() {
     return cuda::mbarrier_address(&scratch().staged[0][lane()]);
   }
-  __device__ __forceinline__ uint8_t* my_slots() const {
-    // Shared rows are merged by another kernel: each keeps its lists.
-    const size_t first = S::kShared ? first_row : static_cast<size_t>(blockIdx.x) * S::kTileQueries;
-    return store.row(first + threadIdx.x / kLanesPerRow - 32);
+  // The list of the warp's row r.
+  __device__ __forceinline__ uint8_t* list(int r) const {
+    // Shared rows are merged by another kernel: each keeps its list.
+    const size_t first =
+        S::kShared ? first_row : (static_cast<size_t>(warp() / 4) * gridDim.x + blockIdx.x) * kTileQueries;
+    return store.row(first + 8 * (warp() % 4) + r);
   }
 
-  // Moves what the lanes have staged to their lists, and trims lists that could not take as much again.
+  // Moves what the lanes have staged to the rows' lists, and trims lists that could not take as much again.
+  // The warp copies lane after lane, so that stores go to neighbouring addresses.
   __device__ __forceinline__ void flush(Row& row) {
-    constexpr int kFlight = 4;
     Notes<S>& notes = this->notes();
-    const uint32_t first = first_staged();
-    const int mine = static_cast<int>(row.next - first) / kStagedStep;
+    const int mine = static_cast<int>(row.next - first_staged()) / kStagedStep;
+    // Bytes: how many the first one, two, three and four lanes of the quad have.
+    uint32_t ends = mine * (0x01010101u << (8 * (lane() & 3)));
+    ends += __shfl_xor_sync(kWarp, ends, 1);
+    ends += __shfl_xor_sync(kWarp, ends, 2);
+    const int before = static_cast<int>(ends >> (8 * (lane() & 3)) & 0xff) - mine;
+    // Where in the warp's lists this lane's go, and how many.
+    static_assert(kStaged < 64);
+    const uint32_t my_copy = (lane() / 4 * store.row_limit + notes.count + before) << 6 | mine;
     const int most = __reduce_max_sync(kWarp, mine);
-    const Scale scale = notes.scale;
-    const int count = notes.count;
-    uint8_t* to = my_slots() + 8 * (lane() & 3) + kEntryStep * count;
-    uint32_t* my_bins = bins(lane() / 4);
-    for (int i = 0; i < most; i += kFlight) {
-      uint2 entries[kFlight];
+    __syncwarp();
+    for (int first = 0; first < most; first += 32) {
+      constexpr int kFlight = 8;
+      const uint32_t from = cuda::mbarrier_address(scratch().staged[min(first + lane(), kStaged - 1)]);
+      uint8_t* to = list(0) + 8 * (first + lane());
+      for (int other = 0; other < 32; other += kFlight) {
+        uint2 entries[kFlight];
 #pragma unroll
-      for (int j = 0; j < kFlight; ++j) entries[j] = load_staged(first + kStagedStep * (i + j));
+        for (int j = 0; j < kFlight; ++j) entries[j] = load_staged(from + 8 * (other + j));
 #pragma unroll
-      for (int j = 0; j < kFlight; ++j)
-        store_and_count(i + j < mine, to + kEntryStep * (i + j), entries[j],
-                        my_bins + scale.bin(__uint_as_float(entries[j].x)));
+        for (int j = 0; j < kFlight; ++j) {
+          const uint32_t copy = __shfl_sync(kWarp, my_copy, other + j);
+          store_if(first + lane() < static_cast<int>(copy & 63), to + uint64_t{copy >> 6} * 8, entries[j]);
+        }
+      }
     }
-    row.next = first;
-    notes.count = count + mine;
-    const bool full = count + mine > store.lane_limit - kStaged;
+    __syncwarp();
+    row.next = first_staged();
+    const int count = notes.count + static_cast<int>(ends >> 24);
+    notes.count = count;
+    const bool full = count > store.row_limit - kLanesPerRow * kStaged;
     if (__any_sync(kWarp, full)) {
-      const Trimmed left = trim_full_rows(my_slots(), count + mine, row.gate, scale, notes.need, full,
-                                          bins(0), scratch().digits);
-      if (left.total >= 0) notes.set_total(left.total);
+      const Trimmed left =
+          trim_full_rows(list(0), store.row_limit, count, row.gate, notes.need, full, scratch().digits);
+      if (left.total >= 0) notes.count = left.total;
       row.gate = left.gate;
     }
+  }
+
+  __device__ __forceinline__ volatile int* flush_request() {
+    return &group.flush_request;
+  }
+
+  // Flushes when a stage might not hold what the next product adds, or better before, when all warps of the
+  // warpgroup do: a warp that flushes holds up the products of the others. One that will have to soon asks
+  // all to do so after the next product, by its number; this is seen or not, the rows come out the same.
+  __device__ __forceinline__ void flush_if_due(Row& row, int asked) {
+    constexpr int kAdds = S::kColumns / 4, kSoon = 3;
+    const int staged = static_cast<int>(row.next - first_staged());
+    const bool must = __any_sync(kWarp, staged > (kStaged - kAdds) * kStagedStep);
+    if (must || asked == products) {
+      flush(row);
+    } else if (__any_sync(kWarp, staged > (kStaged - kAdds - kSoon) * kStagedStep)) {
+      if (lane() == 0) *flush_request() = products + 1;
+    }
+    ++products;
   }
 
   // Scores the next staged block, whose first key lies at `begin`.
   template <Take kTake>
   __device__ __forceinline__ void take_block(const Query<S>& q, int begin, const Bounds& bounds,
                                              RowOf<S>& row) {
-    cuda::mbarrier_wait(&shared.full[at.slot], at.parity);
-    const uint32_t stage = cuda::mbarrier_address(shared.keys[at.slot]);
+    cuda::mbarrier_wait(&group.full[at.slot], at.parity);
+    const uint32_t stage = cuda::mbarrier_address(group.keys[at.slot]);
 #pragma unroll
     for (int half = 0; half < kBlockKeys / S::kColumns; ++half) {
       float logits[S::kProducts][S::kColumns / 2];
@@ -82,26 +116,20 @@ struct Consumer {
       cuda::wgmma_wait<0>();
 #pragma unroll
       for (int i = 0; i < S::kProducts; ++i) cuda::wgmma_pin(logits[i]);
+      const int asked = *flush_request();
       if (half == kBlockKeys / S::kColumns - 1) {
         __syncwarp();
-        if (lane() == 0) cuda::mbarrier_arrive(&shared.empty[at.slot]);
+        if (lane() == 0) cuda::mbarrier_arrive(&group.empty[at.slot]);
         at.advance();
       }
       if constexpr (kTake == Take::kSample) {
-        count_scores<S>(q, logits, notes().scale, bins(lane() / 4));
+        count_scores<S>(q, logits, notes().scale, scratch().sampled[lane() / 4]);
       } else {
         take_scores<S, kTake == Take::kMasked>(q, logits, begin + half * S::kColumns + 2 * (lane() & 3),
                                                bounds, row, notes());
-        if (__any_sync(kWarp, row.next > first_staged() + (kStaged - S::kColumns / 4) * kStagedStep))
-          flush(row);
+        flush_if_due(row, asked);
       }
     }
-  }
-
-  __device__ __forceinline__ void clear_bins() {
-    __syncwarp();
-    for (int i = lane(); i < 8 * kBins; i += 32) bins(0)[i] = 0;
-    __syncwarp();
   }
 
   // A first look at some keys: the shift, the histogram's scale and, where there is a sample, the gate.
@@ -122,7 +150,6 @@ struct Consumer {
     notes.scale = {mean - 3.0f * spread, spread > 0.0f ? kBins / (9.0f * spread) : 0.0f};
     if (samples > 0) sample_gate(q, work, row);
     notes.scale.low -= row.shift;
-    clear_bins();
   }
 
   // Sets the gate from the histogram of a sample, and the scale for what will pass it.
@@ -131,14 +158,16 @@ struct Consumer {
     const int samples = work.samples * kBlockKeys;
     const int rank = sample_rank(samples, max(notes.need, 1),
                                  S::kShared ? max(row_last<S>(notes) + 1, 1) : notes.position + 1);
-    clear_bins();
+    __syncwarp();
+    for (int i = lane(); i < 8 * kBins; i += 32) scratch().sampled[i / kBins][i % kBins] = 0;
+    __syncwarp();
     for (int i = 0; i < work.samples; ++i) take_block<Take::kSample>(q, 0, Bounds{}, row);
     __syncwarp();
     for (int r = 0; r < 8; ++r) {
       const int wanted = __shfl_sync(kWarp, rank, 4 * r);
       if (wanted > samples) continue;
-      const Digit at_rank = find_digit<kBins>(bins(r), wanted);
-      const Digit best = find_digit<kBins>(bins(r), 1);
+      const Digit at_rank = find_digit<kBins>(scratch().sampled[r], wanted);
+      const Digit best = find_digit<kBins>(scratch().sampled[r], 1);
       if (lane() / 4 != r || at_rank.digit == 0) continue;  // the lowest bin has no lower end
       const float bin = 1.0f / notes.scale.per_bin;
       const float inside = static_cast<float>(at_rank.rank) / at_rank.count;
@@ -154,34 +183,31 @@ struct Consumer {
     Query<S> q;  // loaded again, so that it holds no registers while rows are finished
     load_query<S>(p, work.batch, query, q);
     const bool careful = wild_keys || __any_sync(kWarp, q.wild);
-    const int wg_first =
-        static_cast<int>(work.first_position) + 32 * (static_cast<int>(threadIdx.x) / 128 - 1);
-    // Blocks [first_plain, last_plain) hold only keys that every query of the warpgroup may choose.
+    // Blocks [first_plain, last_plain) hold only keys that every query of the tile may choose.
     const int first_plain = (p.keep_first + kBlockKeys - 1) / kBlockKeys;
-    int wg_last = wg_first;
-    if constexpr (S::kShared) wg_last -= static_cast<int>((wg_first + p.queries - p.keys) % p.query_tile) + 1;
-    const int last_plain = careful ? 0 : (wg_last - p.keep_recent + 1) / kBlockKeys;
+    int last = static_cast<int>(work.first_position);
+    if constexpr (S::kShared) last -= static_cast<int>(work.first_query % p.query_tile) + 1;
+    const int last_plain = careful ? 0 : (last - p.keep_recent + 1) / kBlockKeys;
     Notes<S>& notes = this->notes();
     notes.skipped = 0;
     row.sum = row.squares = 0;
     if constexpr (S::kSoftmax) row.forget();
-    for (int i = 0; i < work.key_blocks; ++i) {
-      if (i >= first_plain && i < last_plain) {
-        take_block<Take::kPlain>(q, i * kBlockKeys, Bounds{}, row);
-      } else {
-        const Bounds bounds{notes.position, p.keep_first,
-                            max(0, row_last<S>(notes) - p.keep_recent + 1 - p.keep_first)};
-        take_block<Take::kMasked>(q, i * kBlockKeys, bounds, row);
-      }
+    for (int i = 0; i < work.key_blocks;) {
+      if (i >= first_plain)
+        for (; i < last_plain; ++i) take_block<Take::kPlain>(q, i * kBlockKeys, Bounds{}, row);
+      if (i == work.key_blocks) break;
+      const Bounds bounds{notes.position, p.keep_first,
+                          max(0, row_last<S>(notes) - p.keep_recent + 1 - p.keep_first)};
+      take_block<Take::kMasked>(q, i++ * kBlockKeys, bounds, row);
     }
     flush(row);
   }
 
   // Leaves row r of the warp, of budget k, to the merge.
   __device__ __forceinline__ void note_row(const RowView& view, int k, int r) {
-    SharedRow* rows = reinterpret_cast<SharedRow*>(store.row(static_cast<size_t>(works) * S::kTileQueries));
-    note_shared_row(view, k, shared.notes[warp()][4 * r].scale, bins(r), scratch(),
-                    rows[first_row + 8 * warp() + r]);
+    SharedRow* rows = reinterpret_cast<SharedRow*>(store.row(static_cast<size_t>(works) * kTileQueries));
+    note_shared_row(view, k, shared.notes[warp()][4 * r].scale, scratch(),
+                    rows[first_row + 8 * (warp() % 4) + r]);
   }
 
   // Trims and emits the warp's rows. Returns whether one came out short because its guessed gate was too
@@ -202,13 +228,12 @@ struct Consumer {
     // Any query of a shared row may turn out to have the largest budget.
     const int budget = open ? find_budget<S::kSoftmax>(p, statistic, position) : 0;
     const int need = !open ? 0 : S::kShared ? notes.need : budget - notes.kept;
-    const int total = cuda::warp_sum<4>(notes.count);
-    const bool short_of = open && total < need && row.gate > -kInfinity;
+    const bool short_of = open && notes.count < need && row.gate > -kInfinity;
     if (open && (lane() & 3) == 0) p.statistic[first_token + lane() / 4] = statistic;
     if constexpr (!S::kShared) clear_bitmap(scratch().bitmap);  // staged survivors lay there
     for (int r = 0; r < 8; ++r) {
       if (!__shfl_sync(kWarp, static_cast<int>(open && !short_of), 4 * r)) continue;
-      const RowView view = view_row(my_slots(), notes.count, r);
+      const RowView view{list(r), __shfl_sync(kWarp, notes.count, 4 * r)};
       if constexpr (S::kShared) {
         note_row(view, __shfl_sync(kWarp, budget, 4 * r), r);
         continue;
@@ -219,17 +244,16 @@ struct Consumer {
       RowWriter writer{p.indices + token * p.capacity, min(p.keep_first, last + 1),
                        max(0, last + 1 - p.keep_recent), last};
       const Scale scale = shared.notes[warp()][4 * r].scale;
-      const int written = finish_row(view, wanted, scale, bins(r), writer, p.capacity, scratch());
+      const int written = finish_row(view, wanted, scale, writer, p.capacity, scratch());
       if (lane() == 0) p.counts[token] = written;
     }
     row.gate = short_of ? -kInfinity : kInfinity;
     notes.count = 0;
-    clear_bins();
     return __any_sync(kWarp, short_of);
   }
 
   __device__ __forceinline__ void run_tile(const Work& work, int* again) {
-    const int64_t query = work.first_query + threadIdx.x / kLanesPerRow - 32;
+    const int64_t query = work.first_query + threadIdx.x % 128 / kLanesPerRow;
     Notes<S>& notes = this->notes();
     notes = Notes<S>{RowNotes{{}, 0, 0, -1, 0, 0}};
     if constexpr (S::kShared) first_row = static_cast<int>(first_row_of<S>(p, work));
@@ -238,7 +262,7 @@ struct Consumer {
       notes.position = position;
       if constexpr (S::kShared) {
         notes.end = position - static_cast<int>(query % p.query_tile);
-        notes.need = shared_need(p, notes.end);
+        notes.need = p.again == nullptr ? shared_first_need(p, notes.end) : shared_need(p, notes.end);
       } else {
         notes.kept = min(p.keep_first + p.keep_recent, position + 1);
         notes.need = full_budget(p, position) - notes.kept;
@@ -252,7 +276,7 @@ struct Consumer {
     for (int pass = 0; pass < 2; ++pass) {
       stream(work, query, row);
       if (finish(work, query, row) && lane() == 0) atomicOr(again, 1);
-      tile_barrier<S>();
+      tile_barrier(warp() / 4);
       if (*again == 0) break;
     }
   }

@@ -12,16 +12,18 @@ constexpr int kBoundary = 256;  // entries of the histogram bin with the cut tha
 constexpr int kWindowPairs =
     1024;  // the bitmap of chosen positions, in pairs of words: 64K positions at a time
 
-// What a warp works with. While keys stream the bitmap's place is taken by staged survivors.
+// What a warp works with: while it samples, while keys stream, and while it finishes rows.
 union alignas(16) WarpScratch {
+  uint32_t sampled[8][kBins];
+  uint2 staged[kStaged][kStagedStep / 8];
   struct {
     uint2 bitmap[kWindowPairs];
+    uint32_t bins[kBins];
     union {
       uint2 boundary[kBoundary];
       uint32_t digits[kDigits];
     };
   };
-  uint2 staged[kStaged][32];
 };
 
 __device__ __forceinline__ void mark(uint2* bitmap, int position) {
@@ -96,14 +98,25 @@ struct RowWriter {
   }
 };
 
+// Counts the row's entries in scratch.bins.
+__device__ __forceinline__ void count_entries(const RowView& row, Scale scale, WarpScratch& scratch) {
+  for (int i = threadIdx.x & 31; i < kBins; i += 32) scratch.bins[i] = 0;
+  __syncwarp();
+  for_each_entry(row, [&](bool held, uint2 entry) {
+    if (held) atomicAdd(&scratch.bins[scale.bin(__uint_as_float(entry.x))], 1u);
+  });
+  __syncwarp();
+}
+
 // Finds the cut of the best `need` entries, and with kMark marks the first window's positions of the best
 // `need` entries: those that surely are, by the histogram, on the way, those near the cut once they are
 // ranked. 1 <= need < row.total. False, with the bitmap in disorder, where too many lie near the cut.
 template <bool kMark>
 __device__ __forceinline__ bool cut_by_histogram(const RowView& row, int need, Scale scale,
-                                                 const uint32_t* bins, WarpScratch& scratch, Cut& cut) {
+                                                 WarpScratch& scratch, Cut& cut) {
   const int lane = threadIdx.x & 31;
-  const Digit at = find_digit<kBins>(bins, need);
+  count_entries(row, scale, scratch);
+  const Digit at = find_digit<kBins>(scratch.bins, need);
   const float sure = at.digit == kBins - 1 ? kInfinity : scale.surely_above(at.digit);
   const float near = at.digit == 0 ? -kInfinity : scale.surely_not_below(at.digit);
   int surely = 0, count = 0;
@@ -141,12 +154,12 @@ __device__ __forceinline__ void mark_by_cut(const RowView& row, Cut cut, int beg
 
 // Writes a row: the best `need` of its entries and the kept positions, ascending, then -1 up to `capacity`.
 // Returns how many were chosen. The bitmap is zero before and after.
-__device__ __forceinline__ int finish_row(const RowView& row, int need, Scale scale, const uint32_t* bins,
-                                          RowWriter writer, int capacity, WarpScratch& scratch) {
+__device__ __forceinline__ int finish_row(const RowView& row, int need, Scale scale, RowWriter writer,
+                                          int capacity, WarpScratch& scratch) {
   Cut cut = need == 0 ? Cut::nothing() : Cut::everything();
   bool marked = need == 0;
   if (need > 0 && row.total > need) {
-    marked = cut_by_histogram<true>(row, need, scale, bins, scratch, cut);
+    marked = cut_by_histogram<true>(row, need, scale, scratch, cut);
     if (!marked) {
       clear_bitmap(scratch.bitmap);
       cut = radix_cut(row, need, scratch.digits);

@@ -1,10 +1,11 @@
 // Fused score-and-select for Hopper: [T, S] scores live in registers only (docs/kernels/index_select.md).
 //
-// A block owns a tile of queries (32 a consumer warpgroup) and streams all keys they may see past it by TMA.
-// Scores that beat a row's gate are appended to the row's lists in the workspace. The gate starts from a
-// strided sample of the keys (a rank that lies below the row's k-th best but for bad luck; then the tile runs
-// again without it) and is tightened to the exact k-th best so far whenever a list fills up. The exact trim
-// and the ordered emission follow when the row's variance, and with it its budget, is known.
+// A warpgroup owns a tile of 32 queries and streams all keys they may see past it by TMA. The warpgroups of a
+// block go their own ways: while one finishes its rows, the others have the tensor cores. Scores that beat a
+// row's gate are appended to the row's lists in the workspace. The gate starts from a strided sample of the
+// keys (a rank that lies below the row's k-th best but for bad luck; then the tile runs again without it) and
+// is tightened to the exact k-th best so far whenever a list fills up. The exact trim and the ordered
+// emission follow when the row's variance, and with it its budget, is known.
 #pragma once
 
 #include <algorithm>
@@ -21,35 +22,48 @@ namespace gsa::fused_select {
 template <class S>
 __global__ void __launch_bounds__(Layout<S>::kThreads, 1)
     select_kernel(const __grid_constant__ IndexSelectParams p, const __grid_constant__ CUtensorMap keys,
-                  const __grid_constant__ CUtensorMap strided, int lane_limit, int works) {
+                  const __grid_constant__ CUtensorMap strided, int row_limit, int works) {
   Layout<S>& shared = cuda::shared_memory<Layout<S>>();
   Header* header = static_cast<Header*>(p.workspace);
+  if (S::kShared && p.again != nullptr && header->rows_again == 0) return;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Layout<S>::kStages; ++i) {
-      cuda::mbarrier_init(&shared.full[i], 1);
-      cuda::mbarrier_init(&shared.empty[i], Layout<S>::kWarps);
+    for (Group<S>& group : shared.groups) {
+      for (int i = 0; i < Group<S>::kStages; ++i) {
+        cuda::mbarrier_init(&group.full[i], 1);
+        cuda::mbarrier_init(&group.empty[i], 4);
+      }
+      group.again[0] = group.again[1] = 0;
+      group.flush_request = -1;
     }
-    shared.again[0] = shared.again[1] = 0;
     cuda::mbarrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     cuda::release_registers<Layout<S>::kProducerRegisters>();
-    if (threadIdx.x < 32) produce<S>(p, &keys, &strided, shared, header, lane_limit, works);
+    const int group = static_cast<int>(threadIdx.x) / 32;
+    if (group < S::kConsumers)
+      produce<S>(p, &keys, &strided, shared.groups[group], group, header, row_limit, works);
   } else {
     cuda::acquire_registers<Layout<S>::kConsumerRegisters>();
+    const int number = static_cast<int>(threadIdx.x) / 128 - 1;
+    Group<S>& group = shared.groups[number];
     Consumer<S> consumer{p,
                          shared,
-                         RowStore{static_cast<uint8_t*>(p.workspace) + kHeaderBytes, lane_limit},
+                         group,
+                         RowStore{static_cast<uint8_t*>(p.workspace) + kHeaderBytes, row_limit},
                          header->wild_keys != 0,
                          {},
                          works,
                          0};
     for (int round = 0;; ++round) {
-      tile_barrier<S>();
-      const int number = shared.tile;
-      if (number >= works) return;
-      consumer.run_tile(find_work<S>(p, lane_limit, number), &shared.again[round & 1]);
+      tile_barrier(number);
+      const int tile = group.tile;
+      if (tile >= works) return;
+      const Work work = find_work<S>(p, row_limit, tile);
+      if (is_wanted<S>(p, work))
+        consumer.run_tile(work, &group.again[round & 1]);
+      else
+        tile_barrier(number);
     }
   }
 }
@@ -84,12 +98,13 @@ cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
   cudaError_t error = make_maps<S>(p, maps);
   if (error != cudaSuccess) return error;
   constexpr int kShared = static_cast<int>(sizeof(Layout<S>));
+  static_assert(kShared <= 227 << 10, "the shared memory of a multiprocessor");
   error = cudaFuncSetAttribute(select_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (error != cudaSuccess) return error;
   const int64_t works = work_count(p);
-  const int blocks = static_cast<int>(std::min<int64_t>(works, multiprocessors()));
-  return cuda::launch(select_kernel<S>, blocks, Layout<S>::kThreads, kShared, stream, p, maps.keys,
-                      maps.strided, lane_capacity(list_need(p), p.keys), static_cast<int>(works));
+  return cuda::launch(select_kernel<S>, block_count(p, multiprocessors()), Layout<S>::kThreads, kShared,
+                      stream, p, maps.keys, maps.strided, static_cast<int>(list_capacity(p)),
+                      static_cast<int>(works));
 }
 
 template <IndexActivation kActivation, bool kShared, int kHeads>

@@ -15,25 +15,33 @@ namespace gsa::fused_select {
 // Head of the workspace, zeroed before the launch.
 struct Header {
   unsigned next_tile;
+  unsigned rows_again;  // whether any shared rows are done again
   unsigned wild_keys;
+};
+
+// A warpgroup's keys as they stream by, and what it and the warp that feeds it tell each other.
+template <class S>
+struct Group {
+  static constexpr int kStages = 3;
+
+  alignas(1024) uint8_t keys[kStages][S::kStageBytes];
+  uint64_t full[kStages];
+  uint64_t empty[kStages];
+  int tile;
+  int again[2];
+  int flush_request;  // the product after which the warps shall flush
 };
 
 template <class S>
 struct Layout {
-  static constexpr int kStages = S::kDim == 128 ? 2 : 5;
   static constexpr int kWarps = 4 * S::kConsumers;
   static constexpr int kThreads = 128 * (1 + S::kConsumers);
   static constexpr int kConsumerRegisters = S::kConsumers == 3 ? 160 : 232;
   static constexpr int kProducerRegisters = S::kConsumers == 3 ? 32 : 40;
 
-  alignas(1024) uint8_t keys[kStages][S::kStageBytes];
+  Group<S> groups[S::kConsumers];
   WarpScratch warps[kWarps];
-  uint32_t bins[kWarps][8][kBins];
   Notes<S> notes[kWarps][32];
-  uint64_t full[kStages];
-  uint64_t empty[kStages];
-  int tile;
-  int again[2];
 };
 
 struct Work {
@@ -46,73 +54,93 @@ struct Work {
 
 // Longest tiles first, so that the last ones to finish are short.
 template <class S>
-__device__ __forceinline__ Work find_work(const IndexSelectParams& p, int lane_limit, int number) {
-  const int tiles = static_cast<int>((p.queries + S::kTileQueries - 1) / S::kTileQueries);
+__device__ __forceinline__ Work find_work(const IndexSelectParams& p, int row_limit, int number) {
+  const int tiles = static_cast<int>((p.queries + kTileQueries - 1) / kTileQueries);
   Work work;
   work.batch = number % p.batch;
-  work.first_query = static_cast<int64_t>(tiles - 1 - number / static_cast<int>(p.batch)) * S::kTileQueries;
+  work.first_query = static_cast<int64_t>(tiles - 1 - number / static_cast<int>(p.batch)) * kTileQueries;
   work.first_position = work.first_query + p.keys - p.queries;
-  const int64_t end = min(p.keys, work.first_position + S::kTileQueries);
+  const int64_t end = min(p.keys, work.first_position + kTileQueries);
   work.key_blocks = static_cast<int>((end + kBlockKeys - 1) / kBlockKeys);
   const int64_t before = S::kShared ? work.first_query % p.query_tile : 0;  // of the first query's tile
-  work.samples = sample_blocks(work.first_position - before, lane_limit);
+  work.samples = sample_blocks(work.first_position - before, row_limit);
   return work;
+}
+
+// Whether a tile has queries of shared rows that are done again; always true the first time.
+template <class S>
+__device__ __forceinline__ bool is_wanted(const IndexSelectParams& p, const Work& work) {
+  if (!S::kShared || p.again == nullptr) return true;
+  const int32_t* again = p.again + work.batch * ((p.queries + p.query_tile - 1) / p.query_tile);
+  const int64_t end = min(p.queries, work.first_query + kTileQueries);
+  bool wanted = false;
+  for (int64_t row = work.first_query / p.query_tile; row * p.query_tile < end; ++row)
+    wanted |= again[row] != 0;
+  return wanted;
 }
 
 // The first of the tile's rows, where the rows of all tiles lie side by side, sequence by sequence.
 template <class S>
 __device__ __forceinline__ int64_t first_row_of(const IndexSelectParams& p, const Work& work) {
-  const int64_t tiles = (p.queries + S::kTileQueries - 1) / S::kTileQueries;
-  return work.batch * tiles * S::kTileQueries + work.first_query;
+  const int64_t tiles = (p.queries + kTileQueries - 1) / kTileQueries;
+  return work.batch * tiles * kTileQueries + work.first_query;
 }
 
-template <class S>
-__device__ __forceinline__ void tile_barrier() {
-  cuda::named_barrier<1, 128 * S::kConsumers + 32>();
+// Of a warpgroup and the warp that feeds it.
+__device__ __forceinline__ void tile_barrier(int group) {
+  cuda::named_barrier<128 + 32>(group + 1);
 }
 
-// ---- producer: one warp; lane 0 feeds the ring
+// ---- producers: one warp for each warpgroup; lane 0 feeds the ring
 
 template <class S>
-__device__ void load_block(Layout<S>& shared, cuda::RingPosition<Layout<S>::kStages>& at,
-                           const CUtensorMap* map, bool strided, int block, int batch) {
-  cuda::mbarrier_wait(&shared.empty[at.slot], at.parity ^ 1);
-  cuda::mbarrier_arrive_expect(&shared.full[at.slot], S::kStageBytes);
+__device__ void load_block(Group<S>& group, cuda::RingPosition<Group<S>::kStages>& at, const CUtensorMap* map,
+                           bool strided, int block, int batch) {
+  cuda::mbarrier_wait(&group.empty[at.slot], at.parity ^ 1);
+  cuda::mbarrier_arrive_expect(&group.full[at.slot], S::kStageBytes);
   for (int panel = 0; panel < S::kDim / S::kPanelDim; ++panel) {
-    uint8_t* to = shared.keys[at.slot] + panel * S::kPanelBytes;
+    uint8_t* to = group.keys[at.slot] + panel * S::kPanelBytes;
     if (strided)
-      cuda::tma_load_4d(to, map, &shared.full[at.slot], panel * S::kPanelDim, sample_phase(block),
+      cuda::tma_load_4d(to, map, &group.full[at.slot], panel * S::kPanelDim, sample_phase(block),
                         block * kBlockKeys, batch);
     else
-      cuda::tma_load_3d(to, map, &shared.full[at.slot], panel * S::kPanelDim, block * kBlockKeys, batch);
+      cuda::tma_load_3d(to, map, &group.full[at.slot], panel * S::kPanelDim, block * kBlockKeys, batch);
   }
   at.advance();
 }
 
 template <class S>
 __device__ void produce(const IndexSelectParams& p, const CUtensorMap* keys, const CUtensorMap* strided,
-                        Layout<S>& shared, Header* header, int lane_limit, int works) {
-  cuda::RingPosition<Layout<S>::kStages> at;
+                        Group<S>& group, int group_number, Header* header, int row_limit, int works) {
+  cuda::RingPosition<Group<S>::kStages> at;
   const bool leader = (threadIdx.x & 31) == 0;
   for (int round = 0;; ++round) {
-    if (leader) shared.tile = static_cast<int>(atomicAdd(&header->next_tile, 1u));
-    tile_barrier<S>();
+    if (leader) {
+      const int first = group_number * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+      const int others = S::kConsumers * static_cast<int>(gridDim.x);
+      group.tile = round == 0 ? first : others + static_cast<int>(atomicAdd(&header->next_tile, 1u));
+    }
+    tile_barrier(group_number);
     // Only now has everyone read the flag of the last round, which the next one uses again.
-    if (leader) shared.again[(round + 1) & 1] = 0;
-    const int number = shared.tile;
+    if (leader) group.again[(round + 1) & 1] = 0;
+    const int number = group.tile;
     if (number >= works) return;
-    const Work work = find_work<S>(p, lane_limit, number);
+    const Work work = find_work<S>(p, row_limit, number);
+    if (!is_wanted<S>(p, work)) {
+      tile_barrier(group_number);  // everyone has read the number
+      continue;
+    }
     const int batch = static_cast<int>(work.batch);
     if (leader) {
-      load_block<S>(shared, at, work.samples > 0 ? strided : keys, work.samples > 0, 0, batch);
-      for (int i = 0; i < work.samples; ++i) load_block<S>(shared, at, strided, true, i, batch);
-      for (int i = 0; i < work.key_blocks; ++i) load_block<S>(shared, at, keys, false, i, batch);
+      load_block<S>(group, at, work.samples > 0 ? strided : keys, work.samples > 0, 0, batch);
+      for (int i = 0; i < work.samples; ++i) load_block<S>(group, at, strided, true, i, batch);
+      for (int i = 0; i < work.key_blocks; ++i) load_block<S>(group, at, keys, false, i, batch);
     }
-    tile_barrier<S>();
-    if (shared.again[round & 1] != 0) {
+    tile_barrier(group_number);
+    if (group.again[round & 1] != 0) {
       if (leader)
-        for (int i = 0; i < work.key_blocks; ++i) load_block<S>(shared, at, keys, false, i, batch);
-      tile_barrier<S>();
+        for (int i = 0; i < work.key_blocks; ++i) load_block<S>(group, at, keys, false, i, batch);
+      tile_barrier(group_number);
     }
   }
 }

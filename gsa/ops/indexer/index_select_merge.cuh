@@ -10,6 +10,7 @@
 
 #include "gsa/cuda/launch.h"
 #include "gsa/cuda/reduction.h"
+#include "gsa/ops/indexer/index_select_layout.h"
 #include "gsa/ops/indexer/index_select_params.h"
 #include "gsa/ops/indexer/index_select_plan.h"
 #include "gsa/ops/indexer/index_select_row.h"
@@ -17,10 +18,12 @@
 namespace gsa::fused_select {
 
 constexpr int kMergeDigits = 2048;
+constexpr int kMergeQueries = 256;
 static_assert(kMergeDigits == 4 * kMergeThreads, "four digits a thread");
 
 struct MergeScratch {
   uint32_t digits[kMergeDigits];
+  int cursors[kMergeQueries];  // where in the queries' lists the next window begins
   int sums[kMergeThreads / 32];
   int found_digit;
   int found_rank;
@@ -62,24 +65,32 @@ struct Merger {
     __syncthreads();
   }
 
-  // Enters a query's list, by one warp.
-  __device__ __forceinline__ void enter(const SharedRow& row, const uint8_t* slots, int begin, int width) {
-    const int lane = threadIdx.x & 31;
-    RowView view;
-    view.slots = slots;
-    view.mine = row.counts[lane & 3];
-    view.pair[0] = row.counts[2 * (lane & 1)];
-    view.pair[1] = row.counts[2 * (lane & 1) + 1];
-    view.longest = max(max(row.counts[0], row.counts[1]), max(row.counts[2], row.counts[3]));
-    view.total = 0;  // not read
+  // Enters what of a query's list lies in the window, by one warp. The list is in order but for what was
+  // stored at a time, so that the warp may begin where the last window's positions ended, and end after a
+  // part without any of this one's.
+  __device__ __forceinline__ void enter(const SharedRow& row, const uint8_t* slots, int begin, int width,
+                                        int& cursor) {
+    constexpr int kPart = 512;
+    static_assert(kPart >= 2 * kLanesPerRow * kStaged,
+                  "one with some of what was stored together, all or nothing");
     const float threshold = row.threshold;
-    for_each_entry(view, [&](bool held, uint2 entry) {
-      const uint32_t at = entry.y - begin;
-      const float margin = __uint_as_float(entry.x) - threshold;
-      // Not NaN, which infinite scores leave, nor -inf.
-      if (held && at < static_cast<uint32_t>(width) && margin > -kInfinity)
-        atomicMax(&best[at], ordered_key(margin));
-    });
+    const int end = begin + width;
+    int next = -1;
+    for (int first = cursor; first < row.count; first += kPart) {
+      bool earlier = false, later = false;
+      for_each_entry(RowView{slots + 8 * first, min(kPart, row.count - first)}, [&](bool held, uint2 entry) {
+        const int position = static_cast<int>(entry.y);
+        const float margin = __uint_as_float(entry.x) - threshold;
+        earlier |= held && position < end;
+        later |= held && position >= end;
+        // Not NaN, which infinite scores leave, nor -inf.
+        if (held && position >= begin && position < end && margin > -kInfinity)
+          atomicMax(&best[position - begin], ordered_key(margin));
+      });
+      if (next < 0 && __any_sync(kWarp, later)) next = first;
+      if (!__any_sync(kWarp, earlier)) break;
+    }
+    cursor = next >= 0 ? next : row.count;
   }
 
   // Appends what of the window lies above the gate.
@@ -164,6 +175,15 @@ struct Merger {
     gate = last;
     __syncthreads();
   }
+
+  // How many of the merged list have a positive margin.
+  __device__ __forceinline__ int count_positive() {
+    const uint32_t zero = ordered_key(0.0f);
+    int mine = 0, total;
+    for (int i = thread(); i < count; i += kMergeThreads) mine += merged[i].x > zero;
+    block_exclusive_sum(mine, scratch.sums, total);
+    return total;
+  }
 };
 
 // Fills a row of indices for every tile of every sequence: block r of a sequence has its tile r.
@@ -171,14 +191,15 @@ static __global__ void __launch_bounds__(kMergeThreads, 1)
     merge_kernel(const __grid_constant__ IndexSelectParams p, const __grid_constant__ SharedSpace space,
                  int merged_limit, int window) {
   MergeScratch& scratch = cuda::shared_memory<MergeScratch>();
+  uint8_t* base = static_cast<uint8_t*>(p.workspace);
+  if (p.again != nullptr && p.again[blockIdx.x] == 0) return;
   const int tiles = static_cast<int>((p.queries + p.query_tile - 1) / p.query_tile);
   const int64_t sequence = blockIdx.x / tiles;
   const int first_query = static_cast<int>(blockIdx.x % tiles) * p.query_tile;
   const int queries = static_cast<int>(min(static_cast<int64_t>(p.query_tile), p.queries - first_query));
   const int start = static_cast<int>(first_query + p.keys - p.queries);
-  uint8_t* base = static_cast<uint8_t*>(p.workspace);
   const int64_t first_row = sequence * space.padded + first_query;
-  const RowStore store{base + kHeaderBytes, space.lane_limit};
+  const RowStore store{base + kHeaderBytes, space.row_limit};
   const SharedRow* rows = reinterpret_cast<const SharedRow*>(base + space.rows_at) + first_row;
 
   int budget = 0;
@@ -188,16 +209,27 @@ static __global__ void __launch_bounds__(kMergeThreads, 1)
       scratch, reinterpret_cast<uint32_t*>(&scratch + 1),
       reinterpret_cast<uint2*>(base + space.merged_at) + static_cast<int64_t>(blockIdx.x) * merged_limit,
       merged_limit, max(0, shared_keys(p.tile_factor, budget) - kept)};
+  for (int i = static_cast<int>(threadIdx.x); i < queries; i += kMergeThreads) scratch.cursors[i] = 0;
   const int end = start - p.keep_recent;  // of the candidates
   for (int begin = p.keep_first; merger.wanted > 0 && begin < end; begin += window) {
     const int width = min(window, end - begin);
     merger.clear(width);
     for (int i = static_cast<int>(threadIdx.x) / 32; i < queries; i += kMergeThreads / 32)
-      merger.enter(rows[i], store.row(first_row + i), begin, width);
+      merger.enter(rows[i], store.row(first_row + i), begin, width, scratch.cursors[i]);
     __syncthreads();
     merger.collect(begin, width);
   }
   merger.cut();
+  if (p.again == nullptr) {
+    // Keys of no positive margin may have been left out of the lists.
+    const bool again =
+        shared_first_need(p, start) < shared_need(p, start) && merger.count_positive() < merger.wanted;
+    if (threadIdx.x == 0) {
+      reinterpret_cast<int32_t*>(base + space.again_at)[blockIdx.x] = again;
+      if (again) reinterpret_cast<Header*>(base)->rows_again = 1;
+    }
+    if (again) return;
+  }
 
   int32_t* out = p.indices + blockIdx.x * static_cast<int64_t>(p.capacity);
   const int first = min(p.keep_first, start), recent = max(first, start - p.keep_recent);

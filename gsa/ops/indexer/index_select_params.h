@@ -37,6 +37,8 @@ struct IndexSelectParams {
   IndexActivation activation = IndexActivation::kSigmoid;
   SelectBudget budget = SelectBudget::kFixed;
   const float* log_scale = nullptr;  // scalar, or null for zero; read by kEntropy
+  // Between the kernels of shared rows: null, or which rows (nonzero) are done again with longer lists.
+  const int32_t* again = nullptr;
 };
 
 }  // namespace gsa

@@ -15,25 +15,25 @@
 
 namespace gsa::fused_select {
 
-constexpr int kBlockKeys = 64;      // keys of one block of the key stream
-constexpr int kSampleStride = 32;   // the sample takes every 32nd key
-constexpr int kLanesPerRow = 4;     // threads that share a query's scores, each with a list of its own
-constexpr int kStaged = 32;         // survivors a lane gathers before it stores them
-constexpr int kBins = 128;          // of a row's histogram of survivors
-constexpr int kHeaderBytes = 1024;  // of the workspace: work counter and flags
+constexpr int kBlockKeys = 64;       // keys of one block of the key stream
+constexpr int kSampleStride = 32;    // the sample takes every 32nd key
+constexpr int kLanesPerRow = 4;      // threads that share a query's scores
+constexpr int kStaged = 44;          // survivors a lane gathers before its warp stores them
+constexpr int kStagedStep = 33 * 8;  // bytes from one of them to the next; a lane's lie in different banks
+constexpr int kBins = 128;           // of a row's histogram of survivors
+constexpr int kHeaderBytes = 1024;   // of the workspace: work counter and flags
 
-// Survivors a lane can hold. A row's lists together hold twice the largest budget, so that a full list means
-// that trimming to the budget frees at least half of the row; every lane has room for what one block may add.
-GSA_HOST_DEVICE constexpr int lane_capacity(int k_max, int64_t keys) {
+// Survivors that a row's list can hold: twice the largest budget, so that a full list means that trimming to
+// the budget frees at least half of it, and room for what its lanes stage.
+GSA_HOST_DEVICE constexpr int64_t row_capacity(int k_max, int64_t keys) {
   const int64_t need = k_max < keys ? k_max : keys;
-  const int64_t lane = 2 * need / kLanesPerRow + 64;
-  return static_cast<int>((lane + 15) / 16 * 16);
+  return (2 * need + 2 * kLanesPerRow * kStaged + 15) / 16 * 16;
 }
 
-// Strided sample blocks that all lie before `first_position`, the first query of a tile; none while the lists
-// hold every key anyway.
-GSA_HOST_DEVICE constexpr int sample_blocks(int64_t first_position, int lane_capacity) {
-  if (first_position < int64_t{kLanesPerRow} * lane_capacity) return 0;
+// Strided sample blocks that all lie before `first_position`, the first query of a tile; none while a list
+// holds every key anyway.
+GSA_HOST_DEVICE constexpr int sample_blocks(int64_t first_position, int row_capacity) {
+  if (first_position < row_capacity) return 0;
   return static_cast<int>(first_position / (kBlockKeys * kSampleStride));
 }
 
@@ -52,18 +52,40 @@ GSA_HOST_DEVICE inline int sample_rank(int samples, int need, int64_t valid) {
   return rank < samples ? static_cast<int>(rank) : samples + 1;
 }
 
-// Queries of one block's tile: warpgroups of 32 queries; 8 heads leave registers for two of them.
+constexpr int kTileQueries = 32;  // of a warpgroup
+
+// Warpgroups of a block, each with a tile and a ring of keys of its own. 8 heads leave registers for two of
+// them, keys of 128 dimensions shared memory.
 GSA_HOST_DEVICE constexpr int consumer_warpgroups(int heads, int dim) {
-  return heads == 8 || (heads == 4 && dim == 128) ? 2 : 3;
+  return heads == 8 || dim == 128 ? 2 : 3;
 }
-GSA_HOST_DEVICE constexpr int tile_queries(int heads, int dim) {
-  return 32 * consumer_warpgroups(heads, dim);
+GSA_HOST_DEVICE constexpr int block_queries(int heads, int dim) {
+  return kTileQueries * consumer_warpgroups(heads, dim);
 }
 
-// Bytes of workspace for a grid of `blocks` thread blocks.
-inline size_t workspace_bytes(const IndexSelectParams& params, int blocks) {
-  const size_t rows = static_cast<size_t>(blocks) * tile_queries(params.heads, params.dim);
-  return kHeaderBytes + rows * kLanesPerRow * lane_capacity(params.k_max, params.keys) * 8;
+// Tiles of queries, over the batch.
+inline int64_t work_count(const IndexSelectParams& p) {
+  return (p.queries + kTileQueries - 1) / kTileQueries * p.batch;
+}
+
+// Thread blocks: one for every multiprocessor while there are tiles. A few tiles go to one warpgroup of each.
+inline int block_count(const IndexSelectParams& p, int multiprocessors) {
+  const int64_t works = work_count(p);
+  return static_cast<int>(works < multiprocessors ? works : multiprocessors);
+}
+
+// Warpgroup g of block b begins with tile g * blocks + b, and keeps its lists at that place: of the first
+// tiles every block gets as many, and lists are there for those only.
+inline int64_t tiles_at_once(const IndexSelectParams& p, int multiprocessors) {
+  const int64_t works = work_count(p),
+                most = int64_t{block_count(p, multiprocessors)} * consumer_warpgroups(p.heads, p.dim);
+  return works < most ? works : most;
+}
+
+// Bytes of workspace, with rows of their own for every query.
+inline size_t workspace_bytes(const IndexSelectParams& params, int multiprocessors) {
+  const size_t rows = tiles_at_once(params, multiprocessors) * kTileQueries;
+  return kHeaderBytes + rows * row_capacity(params.k_max, params.keys) * 8;
 }
 
 // ---- shared rows: one row for query_tile queries
@@ -71,12 +93,12 @@ inline size_t workspace_bytes(const IndexSelectParams& params, int blocks) {
 constexpr int kMergeThreads = 512;
 constexpr int kMergeStep = 4 * kMergeThreads;  // positions that a block collects at a time
 
-// What the kernel that streams the keys leaves of a query, besides its lists.
+// What the kernel that streams the keys leaves of a query, besides its list.
 struct SharedRow {
-  int32_t counts[kLanesPerRow];  // entries of its lists
-  float threshold;               // the score, less the row's shift, of its k_t-th best candidate
-  int32_t budget;                // k_t
-  int32_t unused[2];
+  int32_t count;    // entries of the list
+  float threshold;  // the score, less the row's shift, of its k_t-th best candidate
+  int32_t budget;   // k_t
+  int32_t unused;
 };
 
 // Keys before the tile that a row holds whose largest budget is k, kept ones included.
@@ -100,15 +122,34 @@ GSA_HOST_DEVICE inline int shared_need(const IndexSelectParams& p, int start) {
   return need < start - kept ? need : start - kept;
 }
 
+// How many it hands over at first: its k_max best, so all of positive margin. That is enough where these fill
+// the row, as they do unless the tile's queries agree nearly completely or there are few candidates.
+GSA_HOST_DEVICE inline int shared_first_need(const IndexSelectParams& p, int start) {
+  const int need = shared_need(p, start), candidates = start - shared_kept(p, start);
+  return candidates > 2 * need && p.k_max < need ? p.k_max : need;
+}
+
 // The most entries of a row that may be needed.
 inline int list_need(const IndexSelectParams& p) {
   return p.query_tile == 1 ? p.k_max : shared_keys(p.tile_factor, p.k_max);
 }
 
+// The most entries of a list: eight of them, a warp's, are addressed by 26 bits.
+constexpr int kMaxList = 1 << 23;
+
+// Entries of a list. Those of shared rows are cut for what is needed at first; what is needed seldom has to
+// fit, with room for trimming it twice a flush.
+inline int64_t list_capacity(const IndexSelectParams& p) {
+  const int64_t first = row_capacity(p.k_max, p.keys);
+  if (p.query_tile == 1) return first;
+  const int64_t most = list_need(p) < p.keys ? list_need(p) : p.keys;
+  const int64_t all = (most + 4 * kLanesPerRow * kStaged + 15) / 16 * 16;
+  return first > all ? first : all;
+}
+
 struct SharedLimits {
-  size_t workspace =
-      size_t{512} << 20;  // bytes, roughly: 107 of 132 blocks busy at k 2048, all from 1600 down
-  int window = 48 << 10;  // positions that a merging block holds at a time
+  size_t workspace = size_t{512} << 20;  // bytes, roughly: enough for all of 132 blocks at k 2048
+  int window = 48 << 10;                 // positions that a merging block holds at a time
 };
 
 // A call goes through its queries in chunks, whose lists lie in the workspace together.
@@ -124,19 +165,23 @@ struct SharedPlan {
 // The workspace of a problem with shared rows: header, lists, SharedRows, merged lists.
 struct SharedSpace {
   int64_t padded;  // rows of lists of one sequence: whole tiles of the streaming kernel
-  int lane_limit;  // entries of a list
+  int row_limit;   // entries of a list
   size_t rows_at;  // bytes from the start
   size_t merged_at;
+  size_t again_at;
+  size_t bytes;
 };
 
-inline SharedSpace shared_space(const IndexSelectParams& p) {
+inline SharedSpace shared_space(const IndexSelectParams& p, int merged) {
   SharedSpace space{};
-  const int tile = tile_queries(p.heads, p.dim);
-  space.padded = (p.queries + tile - 1) / tile * tile;
-  space.lane_limit = lane_capacity(list_need(p), p.keys);
+  space.padded = (p.queries + kTileQueries - 1) / kTileQueries * kTileQueries;
+  space.row_limit = static_cast<int>(list_capacity(p));
   const size_t rows = p.batch * space.padded;
-  space.rows_at = kHeaderBytes + rows * space.lane_limit * kLanesPerRow * 8;
+  space.rows_at = kHeaderBytes + rows * space.row_limit * 8;
   space.merged_at = space.rows_at + rows * sizeof(SharedRow);
+  const size_t tiles = p.batch * ((p.queries + p.query_tile - 1) / p.query_tile);
+  space.again_at = space.merged_at + tiles * merged * sizeof(int64_t);
+  space.bytes = space.again_at + tiles * sizeof(int32_t);
   return space;
 }
 
@@ -148,8 +193,8 @@ inline SharedPlan plan_shared(const IndexSelectParams& p, int multiprocessors,
   plan.merged = static_cast<int>(2 * most + kMergeStep);
   const int64_t window = (p.keys + kMergeStep - 1) / kMergeStep * kMergeStep;
   plan.window = static_cast<int>(window < limits.window ? window : limits.window);
-  const int64_t tile = tile_queries(p.heads, p.dim);
-  const int64_t list_bytes = int64_t{lane_capacity(list_need(p), p.keys)} * kLanesPerRow * 8;
+  const int64_t tile = block_queries(p.heads, p.dim);
+  const int64_t list_bytes = list_capacity(p) * 8;
   const int64_t row_bytes = list_bytes + sizeof(SharedRow) + int64_t{plan.merged} * 8 / p.query_tile;
   int64_t tiles = static_cast<int64_t>(limits.workspace) / (row_bytes * tile);
   if (tiles > multiprocessors) tiles -= tiles % multiprocessors;
@@ -191,8 +236,7 @@ inline size_t shared_workspace_bytes(const IndexSelectParams& p, const SharedPla
   IndexSelectParams largest = p;
   largest.batch = plan.batch;
   largest.queries = plan.queries;  // with all keys: the last chunk, and no other needs more
-  const int64_t rows = (plan.queries + p.query_tile - 1) / p.query_tile;
-  return shared_space(largest).merged_at + plan.batch * rows * plan.merged * sizeof(int64_t);
+  return shared_space(largest, plan.merged).bytes;
 }
 
 }  // namespace gsa::fused_select

@@ -12,24 +12,23 @@
 namespace gsa::fused_select {
 namespace {
 
-TEST(IndexSelectPlan, ListsHoldABudgetTwiceAndWhatALaneMayStage) {
+TEST(IndexSelectPlan, ListsHoldABudgetTwiceAndWhatLanesMayStage) {
   for (const int64_t keys : {1, 100, 4096, 131072, 1 << 20}) {
     for (const int k : {1, 31, 256, 2048, 4096}) {
-      const int lane = lane_capacity(k, keys);
+      const int64_t row = row_capacity(k, keys);
       const int64_t need = std::min<int64_t>(k, keys);
-      EXPECT_GE(kLanesPerRow * lane, 2 * need);
-      // After trimming, a list must have room for what a lane has staged.
-      EXPECT_GE(lane - (need + kLanesPerRow - 1) / kLanesPerRow, kStaged);
-      EXPECT_EQ(lane * 8 % 16, 0);
+      // A list is trimmed when it has no room for all that the row's lanes may have staged; then it has.
+      EXPECT_GE(row - kLanesPerRow * kStaged, 2 * need);
+      EXPECT_EQ(row * 8 % 16, 0);
     }
   }
 }
 
 TEST(IndexSelectPlan, SampleLiesBeforeTheTile) {
   for (const int64_t first : {0, 5000, 65536, 131000, 1 << 20}) {
-    const int blocks = sample_blocks(first, 1088);
+    const int blocks = sample_blocks(first, 4352);
     EXPECT_LE(int64_t{blocks} * kBlockKeys * kSampleStride, first);
-    EXPECT_EQ(blocks == 0, first < 4 * 1088);
+    EXPECT_EQ(blocks == 0, first < 4352);
   }
 }
 
@@ -69,16 +68,25 @@ TEST(IndexSelectPlan, SampleRankKeepsEnoughAndNotTooMuch) {
   EXPECT_GT(sample_rank(64, 64, 64), 64);  // everything is wanted: no gate
 }
 
-TEST(IndexSelectPlan, TilesFitTheirWarpgroups) {
-  for (const int heads : {1, 2, 4, 8})
-    for (const int dim : {32, 64, 128})
-      EXPECT_EQ(tile_queries(heads, dim), 32 * consumer_warpgroups(heads, dim));
+TEST(IndexSelectPlan, TilesSpreadOverTheChipAndHaveLists) {
   IndexSelectParams params;
   params.heads = 4;
   params.dim = 64;
   params.k_max = 2048;
-  params.keys = 131072;
-  EXPECT_EQ(workspace_bytes(params, 1), kHeaderBytes + size_t{96} * 4 * lane_capacity(2048, 131072) * 8);
+  for (const int64_t batch : {1, 3})
+    for (const int64_t queries : {1, 33, 4096, 8192, 20000, 131072}) {
+      params.batch = batch;
+      params.queries = params.keys = queries;
+      const int blocks = block_count(params, 132);
+      const int64_t works = work_count(params), at_once = tiles_at_once(params, 132);
+      EXPECT_EQ(blocks, std::min<int64_t>(works, 132));
+      EXPECT_EQ(at_once, std::min<int64_t>(works, 3 * blocks));
+      EXPECT_EQ(workspace_bytes(params, 132),
+                kHeaderBytes + size_t(at_once) * kTileQueries * row_capacity(2048, queries) * 8);
+    }
+  for (const int heads : {1, 2, 4, 8})
+    for (const int dim : {32, 64, 128})
+      EXPECT_EQ(block_queries(heads, dim), kTileQueries * consumer_warpgroups(heads, dim));
 }
 
 IndexSelectParams shared_problem(int64_t batch, int64_t queries, int64_t keys, int k, int query_tile) {
@@ -104,6 +112,17 @@ TEST(IndexSelectPlan, SharedRowsRoundHalfToEvenAndNeedWhatTheyMayTake) {
   IndexSelectParams narrow = p;
   narrow.tile_factor = 1.1;
   EXPECT_EQ(shared_need(narrow, 960), 100);  // the k-th best of them is the threshold
+  EXPECT_EQ(shared_first_need(p, 64), 44);
+  EXPECT_EQ(shared_first_need(p, 960), 100);
+  EXPECT_EQ(shared_first_need(p, 200), 130);  // few candidates
+  for (const double factor : {1.0, 1.1, 1.5, 4.0})
+    for (const int start : {0, 15, 64, 100, 110, 960, 100000}) {
+      IndexSelectParams q = p;
+      q.tile_factor = factor, q.keys = 200000;
+      EXPECT_LE(shared_first_need(q, start), shared_need(q, start));
+      // Trimming to what is needed leaves room for what lanes stage.
+      EXPECT_GE(list_capacity(q) - shared_need(q, start), 2 * kLanesPerRow * kStaged);
+    }
 }
 
 // Every query in exactly one chunk, with its own keys and outputs, and tiles never split.
@@ -137,8 +156,7 @@ TEST(IndexSelectPlan, SharedChunksCoverTheQueries) {
             EXPECT_EQ(static_cast<const char*>(c.index_query) - query.data(), token * 4 * 64 * 2);
             EXPECT_EQ(static_cast<const char*>(c.index_key) - keys.data(), token / queries * p.keys * 64 * 2);
             for (int64_t t = 0; t < c.batch * c.queries; ++t) ++seen[token + t];
-            const int64_t tiles = c.batch * ((c.queries + tile - 1) / tile);
-            EXPECT_LE(shared_space(c).merged_at + tiles * plan.merged * 8, bytes);
+            EXPECT_LE(shared_space(c, plan.merged).bytes, bytes);
           }
           EXPECT_TRUE(std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; }));
         }
@@ -150,7 +168,7 @@ TEST(IndexSelectPlan, SharedWorkspaceStaysWithinItsLimitAndFillsTheChip) {
     const IndexSelectParams p = shared_problem(1, 131072, 131072, k, 64);
     const SharedPlan plan = plan_shared(p, 132);
     EXPECT_LE(shared_workspace_bytes(p, plan), limits.workspace + (size_t{8} << 20));
-    EXPECT_GE(plan.queries, k < 2048 ? 132 * 96 - 64 : 10000);
+    EXPECT_GE(plan.queries, 132 * 96 - 64);
   }
   const IndexSelectParams small = shared_problem(2, 512, 512, 256, 64);
   EXPECT_EQ(plan_shared(small, 132).chunks, 1);

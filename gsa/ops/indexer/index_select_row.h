@@ -1,8 +1,7 @@
 // A query's row of survivors, and the order among them.
 //
-// A row's survivors lie in four interleaved lists in the workspace, one a lane of the quad that scores the
-// row: entry i of lane c is slot 4 i + c. An entry is (score, position). Higher scores come first, equal
-// scores by position.
+// A row's survivors lie in a list in the workspace, in no order. An entry is (score, position). Higher scores
+// come first, equal scores by position.
 #pragma once
 
 #include <cstdint>
@@ -58,43 +57,19 @@ struct Scale {
   }
 };
 
-constexpr int kEntryStep = 8 * kLanesPerRow;  // bytes from one entry of a list to the next
-
 // The rows of all thread blocks in the workspace.
 struct RowStore {
   uint8_t* base;
-  int lane_limit;  // entries of a list
+  int row_limit;  // entries of a list
 
-  __device__ __forceinline__ uint8_t* row(size_t index) const {
-    return base + index * lane_limit * kEntryStep;
-  }
+  __device__ __forceinline__ uint8_t* row(size_t index) const { return base + index * row_limit * 8; }
 };
 
 // One row as its warp sees it.
 struct RowView {
   const uint8_t* slots;
-  int mine;     // entries of list threadIdx.x % 4
-  int pair[2];  // entries of the lists of this thread's slots when slots are taken in pairs
-  int longest;  // of the four lists
-  int total;
-
-  __device__ __forceinline__ int end() const { return kLanesPerRow * longest; }
+  int total;  // entries
 };
-
-__device__ __forceinline__ RowView view_row(const uint8_t* my_row, int my_count, int row) {
-  const int lane = threadIdx.x & 31;
-  RowView view;
-  view.slots = reinterpret_cast<const uint8_t*>(
-      __shfl_sync(kWarp, reinterpret_cast<unsigned long long>(my_row), 4 * row));
-  view.mine = __shfl_sync(kWarp, my_count, 4 * row + (lane & 3));
-  view.pair[0] = __shfl_sync(kWarp, my_count, 4 * row + 2 * (lane & 1));
-  view.pair[1] = __shfl_sync(kWarp, my_count, 4 * row + 2 * (lane & 1) + 1);
-  view.longest = max(view.mine, __shfl_xor_sync(kWarp, view.mine, 1));
-  view.longest = max(view.longest, __shfl_xor_sync(kWarp, view.longest, 2));
-  view.total = view.mine + __shfl_xor_sync(kWarp, view.mine, 1);
-  view.total += __shfl_xor_sync(kWarp, view.total, 2);
-  return view;
-}
 
 // Loads that see what other lanes of the warp stored.
 __device__ __forceinline__ uint4 load_pair(const uint8_t* address) {
@@ -131,21 +106,20 @@ template <class Visit>
 __device__ __forceinline__ void for_each_entry(const RowView& row, Visit visit) {
   constexpr int kFlight = 8;
   const int lane = threadIdx.x & 31;
-  // Pair `base + lane` holds entry (base + lane) / 2 of lists 2 (lane % 2) and the next.
-  for (int base = 0; 2 * base < row.end(); base += 32 * kFlight) {
+  for (int base = 0; base < row.total; base += 64 * kFlight) {
     uint4 pairs[kFlight];
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      const int pair = base + 32 * i + lane;
+      const int slot = base + 64 * i + 2 * lane;
       pairs[i] = uint4{0, 0, 0, 0};
-      if (pair / 2 < row.longest) pairs[i] = load_pair(row.slots + 16 * pair);
+      if (slot < row.total) pairs[i] = load_pair(row.slots + 8 * slot);
     }
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      if (2 * (base + 32 * i) >= row.end()) break;
-      const int entry = (base + 32 * i + lane) / 2;
-      visit(entry < row.pair[0], uint2{pairs[i].x, pairs[i].y});
-      visit(entry < row.pair[1], uint2{pairs[i].z, pairs[i].w});
+      const int slot = base + 64 * i + 2 * lane;
+      if (base + 64 * i >= row.total) break;
+      visit(slot < row.total, uint2{pairs[i].x, pairs[i].y});
+      visit(slot + 1 < row.total, uint2{pairs[i].z, pairs[i].w});
     }
   }
 }

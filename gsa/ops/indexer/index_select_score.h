@@ -28,7 +28,6 @@ struct Shape {
   static constexpr int kSteps = kDim / 16;
   static constexpr int kColumns = kHeads == 8 ? 32 : 64;  // keys of one product
   static constexpr int kConsumers = consumer_warpgroups(kHeads, kDim);
-  static constexpr int kTileQueries = tile_queries(kHeads, kDim);
   static constexpr int kPanelDim = kDim < 64 ? kDim : 64;  // columns of a swizzled panel
   static constexpr int kPanelBytes = kBlockKeys * kPanelDim * 2;
   static constexpr int kStageBytes = kBlockKeys * kDim * 2;

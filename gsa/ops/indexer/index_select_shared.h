@@ -30,13 +30,12 @@ __device__ __forceinline__ int row_last(const Notes<S>& notes) {
 }
 
 // The score of the k-th best entry of a row, or of its worst where it has fewer; infinity for an empty one.
-__device__ __forceinline__ float kth_entry(const RowView& row, int k, Scale scale, const uint32_t* bins,
-                                           WarpScratch& scratch) {
+__device__ __forceinline__ float kth_entry(const RowView& row, int k, Scale scale, WarpScratch& scratch) {
   if (row.total == 0) return kInfinity;
   Cut cut = Cut::everything();
   __syncwarp();
   if (row.total > k) {
-    if (cut_by_histogram<false>(row, k, scale, bins, scratch, cut)) return ordered_value(cut.key);
+    if (cut_by_histogram<false>(row, k, scale, scratch, cut)) return ordered_value(cut.key);
     __syncwarp();
     cut = radix_cut(row, k, scratch.digits);
   }
@@ -48,13 +47,13 @@ __device__ __forceinline__ float kth_entry(const RowView& row, int k, Scale scal
   return ordered_value(__reduce_min_sync(kWarp, lowest));
 }
 
-// Writes down what the merge has to know of a row besides its lists.
-__device__ __forceinline__ void note_shared_row(const RowView& row, int k, Scale scale, const uint32_t* bins,
-                                                WarpScratch& scratch, SharedRow& to) {
+// Writes down what the merge has to know of a row besides its list.
+__device__ __forceinline__ void note_shared_row(const RowView& row, int k, Scale scale, WarpScratch& scratch,
+                                                SharedRow& to) {
   const int lane = threadIdx.x & 31;
-  const float threshold = kth_entry(row, k, scale, bins, scratch);
-  if (lane < kLanesPerRow) to.counts[lane] = row.mine;
+  const float threshold = kth_entry(row, k, scale, scratch);
   if (lane == 0) {
+    to.count = row.total;
     to.threshold = threshold;
     to.budget = k;
   }

@@ -16,11 +16,6 @@ int multiprocessors() {
   return count;
 }
 
-int64_t work_count(const IndexSelectParams& p) {
-  const int tile = tile_queries(p.heads, p.dim);
-  return (p.queries + tile - 1) / tile * p.batch;
-}
-
 static bool wants_softmax(const IndexSelectParams& p) {
   return p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
 }
@@ -56,19 +51,21 @@ __global__ void look_for_wild_keys(const uint4* keys, int64_t vectors, Header* h
 }  // namespace fused_select
 
 bool index_select_sm90_takes(const IndexSelectParams& p) {
+  using namespace fused_select;
   const bool heads = p.heads == 1 || p.heads == 2 || p.heads == 4 || p.heads == 8;
   const bool dim = p.dim == 32 || p.dim == 64 || p.dim == 128;
   const bool rows = p.query_tile == 1 || (p.query_tile >= 2 && p.query_tile <= 256 && p.tile_factor >= 1 &&
                                           p.tile_factor * p.k_max < (1 << 29));
-  const bool budget = !fused_select::wants_softmax(p) || (p.heads == 4 && p.dim == 64);
+  const bool budget = !wants_softmax(p) || (p.heads == 4 && p.dim == 64);
   return heads && dim && budget && rows && p.batch >= 1 && p.queries >= 1 && p.queries <= p.keys &&
-         p.keys < (int64_t{1} << 30) && p.batch * p.queries < (int64_t{1} << 31) && p.k_max >= 1;
+         p.keys < (int64_t{1} << 30) && p.batch * p.queries < (int64_t{1} << 31) && p.k_max >= 1 &&
+         list_capacity(p) <= kMaxList;
 }
 
 size_t index_select_sm90_workspace(const IndexSelectParams& p) {
   using namespace fused_select;
   if (p.query_tile > 1) return shared_workspace_bytes(p, plan_shared(p, multiprocessors()));
-  return workspace_bytes(p, static_cast<int>(std::min<int64_t>(work_count(p), multiprocessors())));
+  return workspace_bytes(p, multiprocessors());
 }
 
 cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t stream) {

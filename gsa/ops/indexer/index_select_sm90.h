@@ -25,9 +25,6 @@ namespace fused_select {
 // Of the current device.
 int multiprocessors();
 
-// Tiles of queries, over the batch.
-int64_t work_count(const IndexSelectParams& params);
-
 // The kernel by activation, after the workspace's header is ready.
 cudaError_t launch_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_hard_sigmoid(const IndexSelectParams& params, cudaStream_t stream);

@@ -53,38 +53,44 @@ using RowOf = std::conditional_t<S::kSoftmax, SoftmaxRow, Row>;
 // And what it needs seldom, in shared memory.
 struct RowNotes {
   Scale scale;   // of the row's histogram
-  int count;     // survivors in this lane's list
+  int count;     // survivors in the list
   int skipped;   // valid keys of this lane whose score is NaN
   int position;  // of the query; -1: no query
   int kept;      // positions selected anyway
   int need;      // the most others that the row may need
-
-  // As if `total` entries lay spread over the lists.
-  __device__ __forceinline__ void set_total(int total) {
-    const int c = threadIdx.x & 3;
-    count = total > c ? (total - c + 3) / 4 : 0;
-  }
 };
 
-constexpr int kStagedStep = 32 * 8;  // bytes from one staged survivor of a lane to the next
+// How far a lane's staging place moves by this score. In assembly, so that it is a selection and no branch.
+__device__ __forceinline__ uint32_t staged_step(float gate, float score) {
+#ifdef GSA_EMULATE_CUDA
+  return score > gate ? kStagedStep : 0;
+#else
+  uint32_t step;
+  asm("{\n"
+      ".reg .pred above;\n"
+      "setp.gt.f32 above, %1, %2;\n"
+      "selp.u32 %0, %3, 0, above;\n"
+      "}\n"
+      : "=r"(step)
+      : "f"(score), "f"(gate), "n"(kStagedStep));
+  return step;
+#endif
+}
 
-// Stages without a branch: the predicated store and step cost nothing but their issue.
-__device__ __forceinline__ void stage_above(float gate, float score, int position, uint32_t& next) {
+// Stages a score at `to`, if it is above the gate; without a branch.
+__device__ __forceinline__ void stage_above(float gate, float score, int position, uint32_t to) {
 #ifdef GSA_EMULATE_CUDA
   if (!(score > gate)) return;
   const uint2 entry{__float_as_uint(score), static_cast<uint32_t>(position)};
-  std::memcpy(emulation::shared_base() + next, &entry, sizeof(entry));
-  next += kStagedStep;
+  std::memcpy(emulation::shared_base() + to, &entry, sizeof(entry));
 #else
   asm volatile(
       "{\n"
       ".reg .pred above;\n"
       "setp.gt.f32 above, %1, %2;\n"
       "@above st.shared.v2.b32 [%0], {%3, %4};\n"
-      "@above add.u32 %0, %0, %5;\n"
-      "}\n"
-      : "+r"(next)
-      : "f"(score), "f"(gate), "r"(__float_as_uint(score)), "r"(position), "n"(kStagedStep));
+      "}\n" ::"r"(to),
+      "f"(score), "f"(gate), "r"(__float_as_uint(score)), "r"(position));
 #endif
 }
 
@@ -98,21 +104,18 @@ __device__ __forceinline__ uint2 load_staged(uint32_t address) {
   return entry;
 }
 
-// Stores an entry in its list and counts it in its bin, if `wanted`; again without a branch.
-__device__ __forceinline__ void store_and_count(bool wanted, uint8_t* to, uint2 entry, uint32_t* bin) {
+// Stores an entry, if `wanted`, without a branch.
+__device__ __forceinline__ void store_if(bool wanted, uint8_t* to, uint2 entry) {
 #ifdef GSA_EMULATE_CUDA
-  if (!wanted) return;
-  store_entry(to, entry);
-  atomicAdd(bin, 1u);
+  if (wanted) store_entry(to, entry);
 #else
   asm volatile(
       "{\n"
       ".reg .pred wanted;\n"
       "setp.ne.s32 wanted, %0, 0;\n"
       "@wanted st.global.v2.b32 [%1], {%2, %3};\n"
-      "@wanted red.shared.add.u32 [%4], 1;\n"
       "}\n" ::"r"(static_cast<int>(wanted)),
-      "l"(to), "r"(entry.x), "r"(entry.y), "r"(cuda::mbarrier_address(bin)));
+      "l"(to), "r"(entry.x), "r"(entry.y));
 #endif
 }
 
@@ -135,26 +138,35 @@ __device__ __forceinline__ void take_scores(const Query<S>& q,
                                             const float (&logits)[S::kProducts][S::kColumns / 2],
                                             int position, const Bounds& bounds, RowOf<S>& row,
                                             RowNotes& notes) {
+  constexpr int kGroup = 4;  // a store holds on to its address; so a few are computed before the first store
   const float start = q.offset - row.shift;
   float sum = 0, squares = 0;
   int skipped = 0;
 #pragma unroll
-  for (int i = 0; i < S::kColumns / 4; ++i) {
-    const int key = position + 8 * (i / 2) + (i & 1);
-    const float s = score<S, kMasked>(q, logits, i, start);
-    if (kMasked) {
-      const bool counts = bounds.valid(key) && !isnan(s);
-      skipped += bounds.valid(key) && isnan(s);
+  for (int first = 0; first < S::kColumns / 4; first += kGroup) {
+    float scores[kGroup], gates[kGroup];
+    uint32_t to[kGroup];
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      const int i = first + j, key = position + 8 * (i / 2) + (i & 1);
+      const float s = scores[j] = score<S, kMasked>(q, logits, i, start);
+      gates[j] = kMasked && !bounds.candidate(key) ? kInfinity : row.gate;
+      bool counts = true;
+      if constexpr (kMasked) {
+        counts = bounds.valid(key) && !isnan(s);
+        skipped += bounds.valid(key) && isnan(s);
+      }
       sum += counts ? s : 0.0f;
-      squares += counts ? s * s : 0.0f;
+      squares = counts ? fmaf(s, s, squares) : squares;
       if constexpr (S::kSoftmax)
         if (counts) row.enter(s);
-      stage_above(bounds.candidate(key) ? row.gate : kInfinity, s, key, row.next);
-    } else {
-      sum += s;
-      squares = fmaf(s, s, squares);
-      if constexpr (S::kSoftmax) row.enter(s);
-      stage_above(row.gate, s, key, row.next);
+      to[j] = row.next;
+      row.next += staged_step(gates[j], s);
+    }
+#pragma unroll
+    for (int j = 0; j < kGroup; ++j) {
+      const int i = first + j;
+      stage_above(gates[j], scores[j], position + 8 * (i / 2) + (i & 1), to[j]);
     }
   }
   row.sum += sum;

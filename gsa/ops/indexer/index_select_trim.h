@@ -91,18 +91,16 @@ static __device__ __noinline__ Cut radix_cut(RowView row, int need, uint32_t* hi
   return {key, ~tie.digit};
 }
 
-// Keeps the entries that the cut takes, spread evenly over the four lists, and takes the others out of the
-// row's histogram. Returns how many are left.
-__device__ __forceinline__ int keep_taken(const RowView& row, Cut cut, Scale scale, uint32_t* bins) {
+// Keeps the entries that the cut takes. Returns how many they are.
+__device__ __forceinline__ int keep_taken(const RowView& row, Cut cut) {
   const int lane = threadIdx.x & 31;
   int kept = 0;
-  for (int base = 0; base < row.end(); base += 32) {
+  for (int base = 0; base < row.total; base += 32) {
     const int slot = base + lane;
-    const bool held = slot / kLanesPerRow < row.mine;
+    const bool held = slot < row.total;
     uint2 entry{};
     if (held) entry = load_entry(row.slots + 8 * slot);
     const bool keep = held && cut.takes(entry);
-    if (held && !keep) atomicSub(&bins[scale.bin(__uint_as_float(entry.x))], 1u);
     const uint32_t keepers = __ballot_sync(kWarp, keep);
     // Never beyond the slots read so far, so nothing unread is overwritten.
     const int to = kept + __popc(keepers & ((1u << lane) - 1));
@@ -121,9 +119,9 @@ struct Trimmed {
 
 // Trims every row of the warp that has a full list to its `need` best so far and raises its gate to the last
 // of them. Later keys lie at higher positions, so one that equals the gate would lose the tie. By value both
-// ways, so that the caller's row stays in registers. `bins`: the warp's eight histograms.
-static __device__ __noinline__ Trimmed trim_full_rows(uint8_t* slots, int count, float gate, Scale scale,
-                                                      int need, bool full, uint32_t* bins, uint32_t* digits) {
+// ways, so that the caller's row stays in registers. `rows`: the first of the warp's lists.
+static __device__ __noinline__ Trimmed trim_full_rows(uint8_t* rows, int row_limit, int count, float gate,
+                                                      int need, bool full, uint32_t* digits) {
   const int lane = threadIdx.x & 31;
   Trimmed mine{-1, gate};
   uint32_t wanting = __ballot_sync(kWarp, full);
@@ -131,12 +129,11 @@ static __device__ __noinline__ Trimmed trim_full_rows(uint8_t* slots, int count,
   while (wanting != 0) {
     const int r = (__ffs(wanting) - 1) / 4;
     wanting &= ~(0xfu << (4 * r));
-    const RowView view = view_row(slots, count, r);
+    const RowView view{RowStore{rows, row_limit}.row(r), __shfl_sync(kWarp, count, 4 * r)};
     const int keep = __shfl_sync(kWarp, need, 4 * r);
-    const Scale its{__shfl_sync(kWarp, scale.low, 4 * r), __shfl_sync(kWarp, scale.per_bin, 4 * r)};
     const bool all = view.total <= keep;
     const Cut cut = all ? Cut::everything() : radix_cut(view, keep, digits);
-    const int total = keep_taken(view, cut, its, bins + r * kBins);
+    const int total = keep_taken(view, cut);
     if (lane / 4 == r) mine = {total, all ? gate : ordered_value(cut.key)};
   }
   __syncwarp();

@@ -119,7 +119,7 @@ cudaError_t launch(const SparseAttentionParams& params, const at::Tensor& like) 
   TORCH_WARN_ONCE(kOp, ": no Hopper kernel for ", like.scalar_type(), " with E = ", params.dim,
                   ", H / G = ", params.heads / params.kv_heads, ", query_tile ", params.query_tile,
                   " on this device; falling back to the slower kernel that gathers for each query");
-  return launch_sparse_attention_forward_generic(params, nullptr, stream);
+  return launch_sparse_attention_forward_generic(params, nullptr, 0, stream);
 }
 
 std::tuple<at::Tensor, at::Tensor> sparse_attention_cuda(const at::Tensor& query, const at::Tensor& key,

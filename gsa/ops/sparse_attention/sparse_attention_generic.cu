@@ -129,14 +129,14 @@ __device__ void attend_query(const SparseAttentionParams& p, int batch, int t, i
     p.lse[at] = partial.sum != 0 ? (partial.maximum + log2f(partial.sum)) * 0.6931471805599453f : -INFINITY;
 }
 
-// A thread block attends `span` neighbouring queries (a divisor of 64). Warps side by side take the heads of
+// A thread block attends `span` neighbouring queries, a tile of `redo`. Warps side by side take the heads of
 // one group.
 template <typename T, int E>
 __global__ void __launch_bounds__(32 * kWarps)
     attend_queries(SparseAttentionParams p, const int32_t* redo, int span) {
-  const int per_batch = tiles_of(p.queries) * (kTileQueries / span);
+  if (redo != nullptr && redo[blockIdx.x] == 0) return;
+  const int per_batch = tiles_of(p.queries, span);
   const int batch = blockIdx.x / per_batch, first = blockIdx.x % per_batch * span;
-  if (redo != nullptr && redo[batch * tiles_of(p.queries) + first / kTileQueries] == 0) return;
   for (int i = threadIdx.x / 32; i < span * p.heads; i += kWarps) {
     const int t = first + i / p.heads;
     if (t < p.queries) attend_query<T, E>(p, batch, t, i % p.heads);
@@ -144,11 +144,12 @@ __global__ void __launch_bounds__(32 * kWarps)
 }
 
 template <typename T>
-cudaError_t launch(const SparseAttentionParams& p, const int32_t* redo, cudaStream_t stream) {
+cudaError_t launch(const SparseAttentionParams& p, const int32_t* redo, int redo_queries,
+                   cudaStream_t stream) {
   // As a second pass over tiles that are rarely there the grid should be small; alone it should fill the
   // chip.
-  const int span = redo != nullptr ? kTileQueries : 1;
-  const int64_t grid = int64_t(p.batch) * tiles_of(p.queries) * (kTileQueries / span);
+  const int span = redo != nullptr ? redo_queries : 1;
+  const int64_t grid = int64_t(p.batch) * tiles_of(p.queries, span);
   if (grid == 0) return cudaSuccess;
   const unsigned blocks = static_cast<unsigned>(grid);
   switch (p.dim) {
@@ -176,14 +177,14 @@ cudaError_t launch(const SparseAttentionParams& p, const int32_t* redo, cudaStre
 namespace gsa {
 
 cudaError_t launch_sparse_attention_forward_generic(const SparseAttentionParams& params, const int32_t* redo,
-                                                    cudaStream_t stream) {
+                                                    int redo_queries, cudaStream_t stream) {
   switch (params.type) {
     case AttentionType::kBfloat16:
-      return sparse_attention::launch<__nv_bfloat16>(params, redo, stream);
+      return sparse_attention::launch<__nv_bfloat16>(params, redo, redo_queries, stream);
     case AttentionType::kHalf:
-      return sparse_attention::launch<__half>(params, redo, stream);
+      return sparse_attention::launch<__half>(params, redo, redo_queries, stream);
     case AttentionType::kFloat:
-      return sparse_attention::launch<float>(params, redo, stream);
+      return sparse_attention::launch<float>(params, redo, redo_queries, stream);
   }
   return cudaErrorInvalidValue;
 }

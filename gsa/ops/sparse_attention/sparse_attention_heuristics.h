@@ -7,33 +7,38 @@
 
 namespace gsa::sparse_attention {
 
-inline constexpr int kTileQueries = 64;  // neighbouring queries that share one gathered list of keys
+inline constexpr int kTileQueries = 64;  // at most, neighbouring queries that share one gathered list of keys
 inline constexpr int kBlockKeys = 64;    // keys of one pipeline stage
-inline constexpr int kMaxWarpgroups = 2;
+inline constexpr int kMaxWarpgroups = 3;
 inline constexpr int kMaxSets = 4;  // sets of 64 matrix rows in a thread block
 
 // A set of 64 matrix rows holds 64 / padded queries with the `padded` heads of their group (the group size
-// rounded up to a power of two, spare rows are zero). A tile of 64 queries has `padded` such sets: `sets` of
-// them in each of `parts` thread blocks, where `warpgroups` warpgroups attend one or two of them each.
+// rounded up to a power of two, spare rows are zero). A tile of `queries` has `sets` of them in each of
+// `parts` thread blocks, where `warpgroups` warpgroups attend one or two of them each.
 struct Packing {
   int padded;
   int padded_log2;
+  int queries;
   int sets;
   int warpgroups;
   int parts;
 };
 
-constexpr Packing pack_group(int heads, int kv_heads) {
+// Per-query rows: three warpgroups with one set each, so that two are at their softmax while the third has
+// the tensor cores; a tile is then 48 queries. Shared rows come in tiles of 64 queries: two warpgroups with
+// two sets.
+constexpr Packing pack_group(int heads, int kv_heads, bool shared_rows) {
   const int group = heads / kv_heads;
   int log2 = 0;
   while ((1 << log2) < group) ++log2;
   const int padded = 1 << log2;
+  if (padded >= 4 && !shared_rows) return {padded, log2, kTileQueries * 3 / 4, 3, 3, padded / 4};
   const int sets = std::min(padded, kMaxSets);
-  return {padded, log2, sets, std::min(sets, kMaxWarpgroups), padded / sets};
+  return {padded, log2, kTileQueries, sets, std::min(sets, 2), padded / sets};
 }
 
-constexpr int tiles_of(int queries) {
-  return (queries + kTileQueries - 1) / kTileQueries;
+constexpr int tiles_of(int queries, int tile_queries) {
+  return (queries + tile_queries - 1) / tile_queries;
 }
 
 constexpr int64_t round_up(int64_t x, int64_t unit) {

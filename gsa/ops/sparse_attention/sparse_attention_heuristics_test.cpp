@@ -9,18 +9,23 @@ namespace {
 
 TEST(SparseAttentionHeuristics, PacksEveryGroupIntoWholeQueries) {
   for (int group = 1; group <= 16; ++group) {
-    SCOPED_TRACE("group " + std::to_string(group));
-    const Packing packing = pack_group(3 * group, 3);
-    EXPECT_GE(packing.padded, group);
-    EXPECT_LT(packing.padded, 2 * group);
-    EXPECT_EQ(packing.padded, 1 << packing.padded_log2);
-    // The sets of all parts hold the heads of the tile's 64 queries, no more and no less.
-    EXPECT_EQ(packing.sets * packing.parts * 64, kTileQueries * packing.padded);
-    EXPECT_LE(packing.sets, kMaxSets);
-    EXPECT_LE(packing.warpgroups, kMaxWarpgroups);
-    // A warpgroup holds one or two sets.
-    EXPECT_GE(packing.sets, packing.warpgroups);
-    EXPECT_LE(packing.sets, 2 * packing.warpgroups);
+    for (const bool shared_rows : {false, true}) {
+      SCOPED_TRACE("group " + std::to_string(group) + (shared_rows ? ", shared rows" : ""));
+      const Packing packing = pack_group(3 * group, 3, shared_rows);
+      EXPECT_GE(packing.padded, group);
+      EXPECT_LT(packing.padded, 2 * group);
+      EXPECT_EQ(packing.padded, 1 << packing.padded_log2);
+      EXPECT_LE(packing.queries, kTileQueries);
+      if (shared_rows) EXPECT_EQ(packing.queries, kTileQueries);
+      // The sets of all parts hold the heads of the tile's queries, no more and no less.
+      EXPECT_EQ(packing.sets * packing.parts * 64, packing.queries * packing.padded);
+      EXPECT_LE(packing.sets, kMaxSets);
+      // A warpgroup holds one set or two, of two warpgroups at most: registers.
+      const int sets_of_one = packing.sets / packing.warpgroups;
+      EXPECT_EQ(packing.sets % packing.warpgroups, 0);
+      EXPECT_LE(sets_of_one, 2);
+      EXPECT_LE(packing.warpgroups, sets_of_one == 1 ? kMaxWarpgroups : 2);
+    }
   }
 }
 

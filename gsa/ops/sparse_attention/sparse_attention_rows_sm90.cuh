@@ -28,15 +28,23 @@ struct Rows {
   }
 };
 
-// Hides from each of a thread's two rows the keys that its mask lacks; all of them where the set has none
-// here. `masks` are those of the set's queries.
-__device__ __forceinline__ void mask_scores(float (&s)[32], const uint64_t* masks, bool active,
-                                            const Rows& rows) {
+// The keys of a block that a thread's two rows attend, from its first column on.
+struct RowMasks {
+  uint64_t rows[2];
+};
+
+// Of a set's queries, from the block's masks; none where the set has no block.
+__device__ __forceinline__ RowMasks load_masks(const uint64_t* masks, bool active, const Rows& rows) {
   const int shift = 2 * (threadIdx.x % 4);
+  const uint64_t first = masks[rows.query], second = masks[rows.query + rows.next];
+  return {active ? first >> shift : 0, active ? second >> shift : 0};
+}
+
+// Hides from each of a thread's two rows the keys that its mask lacks.
+__device__ __forceinline__ void mask_scores(float (&s)[32], const RowMasks& masks) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const uint64_t mask = active ? masks[rows.query + r * rows.next] >> shift : 0;
-    const uint32_t half[2] = {uint32_t(mask), uint32_t(mask >> 32)};
+    const uint32_t half[2] = {uint32_t(masks.rows[r]), uint32_t(masks.rows[r] >> 32)};
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
@@ -96,12 +104,12 @@ __device__ __forceinline__ void issue_scores(const RowSet<E>& set, const Block& 
   cuda::wgmma_commit();
 }
 
-// Raises the running maximum to the scores' where that is higher.
+// Raises the running maximum to the scores' where that is higher; `top` has those of this thread's columns.
 template <int E>
 __device__ __forceinline__ void rescale(RowSet<E>& set, const float (&top)[2], float scale_log2) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float before = set.softmax.maximum[r], raised = fmaxf(before, top[r]);
+    const float before = set.softmax.maximum[r], raised = fmaxf(before, cuda::warp_max<4>(top[r]));
     const float factor = before == raised ? 1.0f : cuda::fast_exp2((before - raised) * scale_log2);
     set.softmax.maximum[r] = raised;
     set.softmax.sum[r] *= factor;
@@ -133,15 +141,8 @@ __device__ __forceinline__ void normalise(RowSet<E>* sets, float (&s)[kSets][32]
       top[k][r] = fmaxf(even, odd);
     }
   }
-#pragma unroll
-  for (int offset = 1; offset < 4; offset *= 2) {
-#pragma unroll
-    for (int k = 0; k < kSets; ++k) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        top[k][r] = fmaxf(top[k][r], __shfl_xor_sync(0xffffffffu, top[k][r], offset));
-    }
-  }
+  // Each thread looks at its own columns: a row's maximum over all of them is needed only if one of them
+  // moved far.
 #pragma unroll
   for (int k = 0; k < kSets; ++k) {
 #pragma unroll
@@ -194,14 +195,21 @@ __device__ __forceinline__ void issue_values(RowSet<E>& set, const Block& block,
   cuda::wgmma_commit();
 }
 
+// What masking a block will need of shared memory, read while its scores are computed.
 template <int E, bool kSharedRow>
-__device__ __forceinline__ void mask_block(const RowSet<E>& set, const Block& block, const Rows& rows,
-                                           float (&s)[32]) {
+__device__ __forceinline__ RowMasks masks_of(const RowSet<E>& set, const Block& block, const Rows& rows) {
+  if constexpr (kSharedRow) return {};
+  return load_masks(reinterpret_cast<const uint64_t*>(block.masks) + set.index * rows.per_set, block.active,
+                    rows);
+}
+
+template <int E, bool kSharedRow>
+__device__ __forceinline__ void mask_block(const RowSet<E>& set, const Block& block, const RowMasks& masks,
+                                           const Rows& rows, float (&s)[32]) {
   if constexpr (kSharedRow) {
     mask_future(s, reinterpret_cast<const int32_t*>(block.masks), block.keys, set.index, rows);
   } else {
-    mask_scores(s, reinterpret_cast<const uint64_t*>(block.masks) + set.index * rows.per_set, block.active,
-                rows);
+    mask_scores(s, masks);
   }
 }
 

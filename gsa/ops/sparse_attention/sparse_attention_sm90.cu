@@ -1,11 +1,12 @@
-// Sparse attention forward on Hopper. A thread block attends 64 neighbouring queries with the heads of one
-// group. The keys that the tile visits, in blocks of 64, are its walk.
+// Sparse attention forward on Hopper. A thread block attends 48 or 64 neighbouring queries with the heads of
+// one group. The keys that the tile visits, in blocks of 64, are its walk.
 //
 //   warpgroup 0     gathers: copies each block's 64 rows of K and of V, wherever they lie, into a ring of
 //                   stages (cp.async; an mbarrier tells when a stage is full)
-//   warpgroups 1, 2 attend: each holds two sets of 64 matrix rows (queries x heads) and goes along the same
-//                   stages: S = Q K^T, mask, online softmax in registers, O += P V. A set skips the blocks
-//                   that none of its queries wants. The warpgroups take turns in issuing products.
+//   the others      attend: each holds one or two sets of 64 matrix rows (queries x heads) and goes along the
+//                   same stages: S = Q K^T, mask, online softmax in registers, O += P V. A set skips the
+//                   blocks that none of its queries wants. Two warpgroups with two sets take turns in issuing
+//                   products; three with one are busy enough.
 //
 // The walk is a built union of per-query rows with bit masks (query_tile 1, sparse_attention_walk.h) or the
 // shared row itself (query_tile 64), where only the future is masked.
@@ -14,10 +15,18 @@
 namespace gsa::sparse_attention {
 namespace {
 
-constexpr int kThreads = 128 * (1 + kMaxWarpgroups);
-// Registers of a thread: 384 threads start with 168; the gather gives most of its share to the warpgroups
-// that hold O and S.
-constexpr int kGatherRegisters = 40, kAttendRegisters = 232;
+// Registers of a thread: all start with an equal share; the gather gives most of its own to the warpgroups
+// that hold O and S, one set of it or two.
+constexpr int gather_registers(int sets) {
+  return sets == 1 ? 32 : 40;
+}
+constexpr int attend_registers(int sets) {
+  return sets == 1 ? 160 : 232;
+}
+// Threads of a block, at most.
+constexpr int threads(int sets) {
+  return 128 * (1 + (sets == 1 ? 3 : 2));
+}
 constexpr int kTurnTries = 40;
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -48,6 +57,7 @@ __device__ __forceinline__ void attend_walk(RowSet<E> (&sets)[kSets], Reader<E, 
   reader.free_before(lowest);
   if (lowest == reader.blocks) return;
   Block blocks[kSets];
+  RowMasks masks[kSets];
   float s[kSets][32];
 #pragma unroll
   for (int k = 0; k < kSets; ++k) {
@@ -55,6 +65,7 @@ __device__ __forceinline__ void attend_walk(RowSet<E> (&sets)[kSets], Reader<E, 
     blocks[k] = reader.open(active ? place[k] : lowest);
     blocks[k].active = active;
     issue_scores(sets[k], blocks[k], s[k]);
+    masks[k] = masks_of<E, kSharedRow>(sets[k], blocks[k], rows);
   }
   cuda::wgmma_wait<0>();
   do {
@@ -65,34 +76,36 @@ __device__ __forceinline__ void attend_walk(RowSet<E> (&sets)[kSets], Reader<E, 
 #pragma unroll
     for (int k = 0; k < kSets; ++k) {
       cuda::wgmma_pin(s[k]);
-      mask_block<E, kSharedRow>(sets[k], blocks[k], rows, s[k]);
+      if (blocks[k].active)
+        place[k] = reader.next_wanted(place[k], rows.first_of(sets[k].index), rows.last_of(sets[k].index));
+      lowest = min(lowest, place[k]);
+      mask_block<E, kSharedRow>(sets[k], blocks[k], masks[k], rows, s[k]);
     }
     normalise<E, kSets>(sets, s, rows.scale_log2);
 #pragma unroll
     for (int k = 0; k < kSets; ++k) {
-      if (blocks[k].active)
-        place[k] = reader.next_wanted(place[k], rows.first_of(sets[k].index), rows.last_of(sets[k].index));
-      lowest = min(lowest, place[k]);
       following[k] = blocks[k];
       following[k].active = false;
       if (place[k] < reach) following[k] = reader.open(place[k]);
     }
-    take_turn(turn, warpgroup);
+    if constexpr (kSets > 1) take_turn(turn, warpgroup);
 #pragma unroll
     for (int k = 0; k < kSets; ++k) issue_values(sets[k], blocks[k], s[k]);
     if constexpr (kSets == 2) {
       issue_scores(sets[1], following[1], s[1]);
       cuda::wgmma_wait<1>();
-    } else {
-      cuda::wgmma_wait<0>();
+#pragma unroll
+      for (int k = 0; k < kSets; ++k) cuda::wgmma_pin(sets[k].o);
     }
-#pragma unroll
-    for (int k = 0; k < kSets; ++k) cuda::wgmma_pin(sets[k].o);
     issue_scores(sets[0], following[0], s[0]);
-    give_turn(turn);
+    if constexpr (kSets > 1) give_turn(turn);
 #pragma unroll
-    for (int k = 0; k < kSets; ++k) blocks[k] = following[k];
+    for (int k = 0; k < kSets; ++k) {
+      blocks[k] = following[k];
+      masks[k] = masks_of<E, kSharedRow>(sets[k], blocks[k], rows);
+    }
     cuda::wgmma_wait<0>();
+    if constexpr (kSets == 1) cuda::wgmma_pin(sets[0].o);
     reader.free_before(lowest);
   } while (lowest < reader.blocks);
 }
@@ -133,7 +146,7 @@ __device__ void attend(const Job& job, const Tile& tile, unsigned char* memory, 
 }
 
 template <int E, bool kSharedRow, int kSets>
-__global__ void __launch_bounds__(kThreads, 1) attend_tiles(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(threads(kSets), 1) attend_tiles(const __grid_constant__ Job job) {
   using Layout = Stages<E>;
   extern __shared__ __align__(1024) unsigned char memory[];
   uint64_t* full = reinterpret_cast<uint64_t*>(memory + Layout::kBarriers);
@@ -149,10 +162,10 @@ __global__ void __launch_bounds__(kThreads, 1) attend_tiles(const __grid_constan
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    cuda::release_registers<kGatherRegisters>();
+    cuda::release_registers<gather_registers(kSets)>();
     gather<E, kSharedRow>(job, tile, memory, full, empty);
   } else {
-    cuda::acquire_registers<kAttendRegisters>();
+    cuda::acquire_registers<attend_registers(kSets)>();
     attend<E, kSharedRow, kSets>(job, tile, memory, full, empty);
   }
 }
@@ -211,7 +224,7 @@ cudaError_t attend_walks(Job& job, void* workspace, cudaStream_t stream) {
   for (int first = 0; first < tiles; first += w.chunk_tiles) {
     job.first_tile = first;
     job.tiles = min(w.chunk_tiles, tiles - first);
-    cudaError_t error = launch_build_walks(job.p, job.walks, first, job.tiles, stream);
+    cudaError_t error = launch_build_walks(job.p, job.walks, job.packing.queries, first, job.tiles, stream);
     if (error == cudaSuccess)
       error =
           job.p.dim == 64 ? launch_attend<64, false>(job, stream) : launch_attend<128, false>(job, stream);
@@ -223,7 +236,8 @@ cudaError_t attend_walks(Job& job, void* workspace, cudaStream_t stream) {
 }  // namespace
 
 size_t sparse_attention_forward_workspace_sm90(const SparseAttentionParams& p) {
-  const int64_t tiles = int64_t(p.batch) * tiles_of(p.queries);
+  const Packing packing = pack_group(p.heads, p.kv_heads, p.query_tile > 1);
+  const int64_t tiles = int64_t(p.batch) * tiles_of(p.queries, packing.queries);
   return p.query_tile == 1 ? walk_workspace(tiles, p.keys, p.capacity).bytes
                            : size_t(tiles) * sizeof(int32_t);
 }
@@ -234,13 +248,14 @@ cudaError_t launch_sparse_attention_forward_sm90(const SparseAttentionParams& p,
                       p.heads <= 16 * p.kv_heads && p.scale > 0 &&
                       (p.query_tile == 1 || p.query_tile == kTileQueries);
   if (!served) return cudaErrorNotSupported;
-  const int tiles = p.batch * tiles_of(p.queries);
+  const Packing packing = pack_group(p.heads, p.kv_heads, p.query_tile > 1);
+  const int tiles = p.batch * tiles_of(p.queries, packing.queries);
   if (tiles == 0) return cudaSuccess;
-  Job job{p, {}, pack_group(p.heads, p.kv_heads), 0, tiles};
+  Job job{p, {}, packing, 0, tiles};
   const cudaError_t error =
       p.query_tile == 1 ? attend_walks(job, workspace, stream) : attend_shared_rows(job, workspace, stream);
   if (error != cudaSuccess) return error;
-  return launch_sparse_attention_forward_generic(p, job.walks.redo, stream);
+  return launch_sparse_attention_forward_generic(p, job.walks.redo, packing.queries, stream);
 }
 
 }  // namespace gsa

@@ -47,9 +47,9 @@ __device__ Tile locate(const Job& job) {
   const int rest = blockIdx.x / job.tiles;
   tile.part = rest % job.packing.parts;
   tile.kv_head = rest / job.packing.parts;
-  const int global = job.first_tile + tile.index, per_batch = tiles_of(p.queries);
+  const int global = job.first_tile + tile.index, per_batch = tiles_of(p.queries, job.packing.queries);
   tile.batch = global / per_batch;
-  tile.first_query = global % per_batch * kTileQueries;
+  tile.first_query = global % per_batch * job.packing.queries;
   if constexpr (kSharedRow) {
     tile.row = tile.batch * p.rows + global % per_batch;
     tile.keys = min(p.counts[tile.row], p.capacity);

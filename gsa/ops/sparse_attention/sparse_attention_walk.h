@@ -1,5 +1,5 @@
-// A walk is the order in which one tile of 64 queries visits the keys that any of them selected: blocks of 64
-// keys, and for every query a 64-bit mask of the block's keys that it attends (selected and not in its
+// A walk is the order in which one tile of up to 64 queries visits the keys that any of them selected: blocks
+// of 64 keys, and for every query a 64-bit mask of the block's keys that it attends (selected and not in its
 // future). It is built once and serves all heads.
 #pragma once
 
@@ -20,8 +20,9 @@ struct Walks {
   int builders;
 };
 
-// Builds the walks of tiles [first_tile, first_tile + tiles) from per-query rows of indices.
-cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int first_tile,
-                               int tiles, cudaStream_t stream);
+// Builds the walks of tiles [first_tile, first_tile + tiles), of tile_queries each, from per-query rows of
+// indices.
+cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int tile_queries,
+                               int first_tile, int tiles, cudaStream_t stream);
 
 }  // namespace gsa::sparse_attention

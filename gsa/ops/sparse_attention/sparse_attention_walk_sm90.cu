@@ -1,6 +1,7 @@
 // Builds the walks of per-query selections (sparse_attention_walk.h).
 //
-// A thread block takes one tile of 64 queries. It passes over the keys in ranges that fit in shared memory:
+// A thread block takes one tile of up to 64 queries. It passes over the keys in ranges that fit in shared
+// memory:
 //   mark      every row sets its bit in the query set of each key it selected (rows are sorted, so each
 //             keeps a cursor);
 //   collect   keys with a set bit are appended, ascending, to a list in scratch memory;
@@ -53,9 +54,9 @@ struct RowReader {
   }
 };
 
-__device__ RowReader open_row(const SparseAttentionParams& p, int batch, int query) {
+__device__ RowReader open_row(const SparseAttentionParams& p, int batch, int query, int end) {
   RowReader row{};
-  if (query >= p.queries) return row;
+  if (query >= end) return row;
   const int64_t r = int64_t(batch) * p.rows + query;
   row.entries = p.indices + r * p.capacity;
   row.count = min(p.counts[r], p.capacity);
@@ -226,17 +227,18 @@ __device__ void emit_distances(const Shared& shared, uint64_t* masks, int blocks
 }
 
 __global__ void __launch_bounds__(kThreads)
-    build_walks(SparseAttentionParams p, Walks walks, int first_tile, int tiles) {
+    build_walks(SparseAttentionParams p, Walks walks, int tile_queries, int first_tile, int tiles) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const int tiles_per_batch = tiles_of(p.queries);
+  const int tiles_per_batch = tiles_of(p.queries, tile_queries);
   int32_t* found_keys = walks.scratch_keys + int64_t(blockIdx.x) * walks.capacity;
   uint64_t* found_masks = walks.scratch_masks + int64_t(blockIdx.x) * walks.capacity;
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int batch = (first_tile + tile) / tiles_per_batch;
-    const int query = (first_tile + tile) % tiles_per_batch * kTileQueries;
-    const int limit = min(query + kTileQueries, p.queries) + p.keys - p.queries;
-    RowReader row = open_row(p, batch, query + threadIdx.x / kLanesPerRow);
+    const int query = (first_tile + tile) % tiles_per_batch * tile_queries;
+    const int end = min(query + tile_queries, p.queries);
+    const int limit = end + p.keys - p.queries;
+    RowReader row = open_row(p, batch, query + threadIdx.x / kLanesPerRow, end);
     int found = 0;
     for (int begin = 0; begin < limit; begin += kRange) {
       uint4* sets = reinterpret_cast<uint4*>(shared.low);
@@ -270,13 +272,13 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int first_tile,
-                               int tiles, cudaStream_t stream) {
+cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int tile_queries,
+                               int first_tile, int tiles, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(build_walks, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
   if (error != cudaSuccess) return error;
-  build_walks<<<min(tiles, walks.builders), kThreads, sizeof(Shared), stream>>>(params, walks, first_tile,
-                                                                                tiles);
+  build_walks<<<min(tiles, walks.builders), kThreads, sizeof(Shared), stream>>>(params, walks, tile_queries,
+                                                                                first_tile, tiles);
   return cudaGetLastError();
 }
 

@@ -18,6 +18,12 @@
 namespace gsa {
 namespace {
 
+/// Queries of a long prefill that go through selection and attention together. On a GPU as many as the
+/// selection works on at once on 132 multiprocessors, three tiles of 32 on each.
+int64_t default_query_chunk(const at::Device& device) {
+  return device.is_cpu() ? 2048 : 132 * 3 * 32;
+}
+
 std::optional<at::Tensor> present(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
 }
@@ -134,7 +140,8 @@ at::Tensor GatedSparseAttention::attend_selected(const at::Tensor& query, const 
   // Selections take K numbers a query: a long prefill goes through them a chunk at a time.
   // Shared rows are for prefill: a lone query has its own.
   const int64_t tile = indexer && queries >= indexer->config.query_tile ? indexer->config.query_tile : 1;
-  const int64_t chunk = (std::max(context.query_chunk, tile) + tile - 1) / tile * tile;
+  const int64_t wanted = context.query_chunk > 0 ? context.query_chunk : default_query_chunk(query.device());
+  const int64_t chunk = (std::max(wanted, tile) + tile - 1) / tile * tile;
   const bool trains = query.requires_grad() || key.requires_grad() || value.requires_grad();
   const bool whole = trains || context.trace != nullptr || queries <= chunk;
   std::vector<at::Tensor> parts;

@@ -43,8 +43,9 @@ struct AttentionContext {
   bool need_lse = false;           // dense mode: fill trace->lse
   bool update_statistics = false;  // note the budget's statistic (training)
   bool recomputing = false;        // the second run of a checkpointed layer: notes nothing
-  int64_t query_chunk = 2048;      // queries at a time when no gradient and no trace is asked for
-  LayerTrace* trace = nullptr;     // filled when given
+  // Queries at a time when no gradient and no trace is asked for; 0: as suits the device.
+  int64_t query_chunk = 0;
+  LayerTrace* trace = nullptr;  // filled when given
 };
 
 struct GatedSparseAttention {

@@ -35,8 +35,9 @@ struct ForwardOptions {
   bool update_statistics = false;  // note the budget statistics; commit_statistics() after the optimizer step
   bool checkpoint_activations = false;  // keep only each layer's input for backward and recompute the rest
   std::optional<at::ScalarType>
-      compute_dtype;           // of linear maps and attention (bf16 training on fp32 parameters)
-  int64_t query_chunk = 2048;  // queries at a time in long sparse prefill (no gradient, no trace)
+      compute_dtype;  // of linear maps and attention (bf16 training on fp32 parameters)
+  // Queries at a time in long sparse prefill (no gradient, no trace); 0: as suits the device.
+  int64_t query_chunk = 0;
 };
 
 struct ForwardResult {

@@ -67,6 +67,7 @@ class GatedSparseAttention(nn.Module):
         self.value_gate = nn.Linear(hidden_size, key_value_heads * head_dim) if gates["value_gate"] else None
         self.output_gate = nn.Linear(hidden_size, heads * head_dim) if gates["output_gate"] else None
         self.indexer = Indexer(hidden_size, config["indexer"]) if config["indexer"] else None
+        self.query_chunk = 0  # queries that are selected for at a time without gradients; 0: as suits the device
 
     def gate(self, x, gate, h):
         if gate is None:
@@ -74,12 +75,28 @@ class GatedSparseAttention(nn.Module):
         gated = ops.sigmoid_gate(x, gate(h))
         return gated * 2 if self.config["gates"]["identity"] else gated
 
-    def select(self, index):
-        """indices, counts and query_tile for index = (index_query, index_key, head_weight)."""
+    def attend_selected(self, query, key, value, index):
+        """Selection and attention [B,T,H,E], a chunk of queries at a time where no gradient is asked for: a selection takes k numbers a
+        query. query_chunk 0: as many as suit the device, on a GPU those that the selection works on at once on 132 multiprocessors."""
+        tokens, offset = query.shape[1], key.shape[1] - query.shape[1]
+        tile = self.config["indexer"]["query_tile"] if tokens >= self.config["indexer"]["query_tile"] else 1
+        chunk = self.query_chunk or (132 * 96 if query.is_cuda else 2048)
+        chunk = -(-chunk // tile) * tile
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+            chunk = max(tokens, 1)
+        parts = []
+        for begin in range(0, max(tokens, 1), chunk):
+            end = min(begin + chunk, tokens)
+            seen = offset + end
+            part = (index[0][:, begin:end], index[1][:, :seen], index[2][:, begin:end])
+            parts.append(ops.sparse_attention(query[:, begin:end], key[:, :seen], value[:, :seen], *self.select(part, tile))[0])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def select(self, index, tile):
+        """indices, counts and query_tile (`tile`) for index = (index_query, index_key, head_weight)."""
         options, budget, indexer = self.config["indexer"], self.config["budget"], self.indexer
         usable = budget["k_base"] if budget["rule"] == "fixed" else budget["k_max"]
         k_max = max(budget["k_min"], min(usable, index[1].shape[1]))
-        tile = options["query_tile"] if index[0].shape[1] >= options["query_tile"] else 1
         mean = None if budget["rule"] == "fixed" else indexer.running_mean
         indices, counts, _ = ops.index_select(
             *index, indexer.head_bias, mean, budget["k_base"], budget["k_min"], k_max, budget["rule"],
@@ -108,5 +125,5 @@ class GatedSparseAttention(nn.Module):
             attention = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask,
                                                        is_causal=mask is None, enable_gqa=True).transpose(1, 2)
         else:
-            attention, _ = ops.sparse_attention(query, key, value, *self.select(index))
+            attention = self.attend_selected(query, key, value, index)
         return self.o_proj(self.gate(attention.flatten(2), self.output_gate, h))

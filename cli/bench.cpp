@@ -38,27 +38,28 @@ std::string optional_number(const Json& value) {
 }
 
 void print_header() {
-  fmt::print("{:<8} {:>8} {:>5}  {:<10} {:<13} {:>10} {:>10} {:>9} {:>10} {:>10} {:>8} {:>8} {:>9}\n",
-             "phase", "length", "batch", "name", "activation", "ms", "min", "x dense", "selection",
-             "attention", "TFLOP/s", "GB/s", "peak MiB");
+  fmt::print("{:<8} {:>8} {:>5}  {:<10} {:<13} {:<13} {:>10} {:>10} {:>9} {:>10} {:>10} {:>8} {:>8} {:>9}\n",
+             "phase", "length", "batch", "name", "activation", "index keys", "ms", "min", "x dense",
+             "selection", "attention", "TFLOP/s", "GB/s", "peak MiB");
 }
 
 void print_row(const Json& row) {
   if (row.contains("skipped_at_ms")) {
-    fmt::print("{:<8} {:>8} {:>5}  {:<10} {:<13} left out: about {:.3g} s a call\n",
+    fmt::print("{:<8} {:>8} {:>5}  {:<10} {:<13} {:<13} left out: about {:.3g} s a call\n",
                row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["batch"].get<int64_t>(),
                row["name"].get<std::string>(), row["activation"].get<std::string>(),
-               row["skipped_at_ms"].get<double>() / 1e3);
+               row["index_keys"].get<std::string>(), row["skipped_at_ms"].get<double>() / 1e3);
     std::fflush(stdout);
     return;
   }
   const Json parts = row["parts"].is_null() ? Json::object() : row["parts"];
   fmt::print(
-      "{:<8} {:>8} {:>5}  {:<10} {:<13} {:>10.4g} {:>10.4g} {:>9.2f} {:>10} {:>10} {:>8.3g} {:>8.3g} "
+      "{:<8} {:>8} {:>5}  {:<10} {:<13} {:<13} {:>10.4g} {:>10.4g} {:>9.2f} {:>10} {:>10} {:>8.3g} {:>8.3g} "
       "{:>9.1f}{}\n",
       row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["batch"].get<int64_t>(),
       row["name"].get<std::string>(),
       row["activation"].is_null() ? "-" : row["activation"].get<std::string>(),
+      row["index_keys"].is_null() ? "-" : row["index_keys"].get<std::string>(),
       row["ms_median"].get<double>(), row["ms_min"].get<double>(), row["speedup_vs_dense"].get<double>(),
       optional_number(parts.value("selection", Json())), optional_number(parts.value("attention", Json())),
       row["tflops"].get<double>(), row["gbytes_per_s"].get<double>(), row["peak_memory_mib"].get<double>(),
@@ -95,6 +96,7 @@ void add_bench(CLI::App& app) {
   options.batches = {1, 8, 32};
   options.phases = {"prefill", "decode"};
   options.activations = {"hard_sigmoid", "sigmoid"};
+  options.index_keys = {"compute", "float8_e4m3fn"};
   command->add_option("--device", arguments->device, "cpu, cuda or auto")->capture_default_str();
   command->add_option("--dtype", arguments->dtype,
                       "float32, bfloat16 or float16 (default: bfloat16, on a CPU float32)");
@@ -113,6 +115,12 @@ void add_bench(CLI::App& app) {
   command->add_option("--activations", options.activations, "of the indexer")
       ->delimiter(',')
       ->check(CLI::IsMember({"sigmoid", "hard_sigmoid", "relu"}))
+      ->capture_default_str();
+  command
+      ->add_option("--index-keys", options.index_keys,
+                   "of the decoded cache; compute: of --dtype. A prefill's are always compute")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"compute", "float8_e4m3fn"}))
       ->capture_default_str();
   command->add_option("--k", options.k, "keys a query attends")
       ->check(CLI::PositiveNumber)

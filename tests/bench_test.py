@@ -4,7 +4,7 @@ import os
 import subprocess
 import unittest
 
-FIELDS = {"name", "phase", "activation", "length", "batch", "ms_median", "ms_min", "ms_max", "speedup_vs_dense", "parts", "tflops",
+FIELDS = {"name", "phase", "activation", "index_keys", "length", "batch", "ms_median", "ms_min", "ms_max", "speedup_vs_dense", "parts", "tflops",
           "gbytes_per_s", "peak_memory_mib"}
 
 
@@ -21,8 +21,10 @@ class BenchTest(unittest.TestCase):
         rows = json.loads(result.stdout)
         for row in rows:
             self.assertLessEqual(FIELDS, set(row))
-        measured = [(row["phase"], row["name"], row["length"], row["batch"]) for row in rows]
+        measured = [(row["phase"], row["name"], row["length"], row["batch"]) for row in rows if row["index_keys"] != "float8_e4m3fn"]
         self.assertEqual(len(set(measured)), len(measured))
+        float8 = [(row["phase"], row["name"], row["length"], row["batch"]) for row in rows if row["index_keys"] == "float8_e4m3fn"]
+        self.assertEqual(sorted(float8), sorted(row for row in measured if row[0] == "decode" and row[1] != "dense"))
         for length in (128, 192):
             for name in ("dense", "exact", "shared"):
                 self.assertIn(("prefill", name, length, 1), measured)
@@ -31,10 +33,16 @@ class BenchTest(unittest.TestCase):
         self.assertIn(("prefill", "reference", 128, 1), measured)
         self.assertNotIn(("prefill", "reference", 192, 1), measured)
         for row in rows:
+            self.assertEqual(row["index_keys"] is None, row["name"] == "dense")
             if row["name"] == "dense":
                 self.assertEqual(row["speedup_vs_dense"], 1.0)
             elif row.get("skipped_at_ms") is None:
                 self.assertGreater(row["parts"]["selection"], 0)
+
+    def test_index_keys(self):
+        result = bench("--lengths", "128", "--batches", "1", "--phases", "decode", "--activations", "relu", "--index-keys", "float8_e4m3fn", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual([row["index_keys"] for row in json.loads(result.stdout)], [None, "float8_e4m3fn"])
 
     def test_slow_calls_are_left_out(self):
         result = bench("--lengths", "128,256", "--phases", "prefill", "--activations", "relu", "--seconds", "0.000001", "--json")

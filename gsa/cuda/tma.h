@@ -56,6 +56,19 @@ __device__ __forceinline__ void tma_load_4d(void* shared, const CUtensorMap* map
       : "memory");
 }
 
+// Loads `bytes` that lie together and are read once: the second-level cache drops them first. Both places and
+// the number are multiples of 16.
+__device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* full) {
+  uint64_t evict_first;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(evict_first));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "[%3], "
+      "%4;" ::"r"(mbarrier_address(shared)),
+      "l"(global), "r"(bytes), "r"(mbarrier_address(full)), "l"(evict_first)
+      : "memory");
+}
+
 }  // namespace gsa::cuda
 
 #endif

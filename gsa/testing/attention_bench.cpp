@@ -45,7 +45,7 @@ struct Dense {
 
 /// One phase at one length: its inputs and what dense attention takes.
 struct Setting {
-  std::string phase;
+  std::string phase, index_keys = "compute";
   AttentionShape shape;
   AttentionInputs inputs;
   std::optional<Overlap> overlap;
@@ -92,6 +92,16 @@ class Bench {
     row["backend"] = setting.dense.backend;
     if (setting.dense.extrapolated) row["extrapolated"] = true;
     report_(row);
+    if (setting.phase == "prefill") return measure_selections(setting);
+    const at::Tensor computed = setting.inputs.index_key;
+    for (const std::string& keys : options_.index_keys) {
+      setting.index_keys = keys;
+      setting.inputs.index_key = keys == "compute" ? computed : computed.to(at::kFloat8_e4m3fn);
+      measure_selections(setting);
+    }
+  }
+
+  void measure_selections(const Setting& setting) {
     for (const std::string& activation : options_.activations) {
       measure_sparse(setting, "exact", activation, 1, false);
       if (setting.phase == "prefill") measure_sparse(setting, "shared", activation, 64, false);
@@ -170,6 +180,7 @@ class Bench {
            {"ms_median", "ms_min", "ms_max", "speedup_vs_dense", "tflops", "gbytes_per_s", "peak_memory_mib"})
         row[field] = nullptr;
       row["activation"] = activation;
+      row["index_keys"] = setting.index_keys;
       row["skipped_at_ms"] = estimate;
       report_(row);
       return;
@@ -189,12 +200,13 @@ class Bench {
       attention();
     };
     const Timing whole = time_call(options_.device, options_.timing, both);
-    known_[{setting.phase, name, activation}] = {setting.shape, whole.median_ms};
+    known_[{setting.phase, name, activation, setting.index_keys}] = {setting.shape, whole.median_ms};
     const Timing select_time = time_call(options_.device, options_.timing, selection);
     const Timing attend_time = time_call(options_.device, options_.timing, attention);
     Json row = row_of(setting, name, whole, peak_memory_mib(options_.device, both),
                       sparse_work(setting, counts, tile));
     row["activation"] = activation;
+    row["index_keys"] = setting.index_keys;
     row["parts"] = {{"selection", select_time.median_ms}, {"attention", attend_time.median_ms}};
     if (setting.overlap)
       row["overlap"] = {{"union16", setting.overlap->union16}, {"union64", setting.overlap->union64}};
@@ -203,7 +215,7 @@ class Bench {
 
   /// What a call will take, from the last smaller one of its kind; 0 when there was none.
   double estimate_ms(const Setting& setting, const std::string& name, const std::string& activation) const {
-    const auto known = known_.find({setting.phase, name, activation});
+    const auto known = known_.find({setting.phase, name, activation, setting.index_keys});
     if (known == known_.end()) return 0;
     const auto& [shape, ms] = known->second;
     auto pairs = [](const AttentionShape& s) {
@@ -243,9 +255,11 @@ class Bench {
     const double rows = counts.sum().item<double>();
     const double gathered = std::min(rows, batch * static_cast<double>(s.keys));
     const double attended = std::min(rows * static_cast<double>(tile), causal_pairs(s));
+    const auto key_bytes = static_cast<double>(setting.inputs.index_key.element_size());
     return {2 * index * causal_pairs(s) + 4 * heads * attended,
-            element() * (batch * static_cast<double>(s.keys * s.index_dim) + 2 * groups * gathered +
-                         batch * static_cast<double>(s.queries) * (index + 2 * heads))};
+            key_bytes * batch * static_cast<double>(s.keys * s.index_dim) +
+                element() *
+                    (2 * groups * gathered + batch * static_cast<double>(s.queries) * (index + 2 * heads))};
   }
 
   Json row_of(const Setting& setting, const char* name, const Timing& timing, double peak_mib,
@@ -254,6 +268,7 @@ class Bench {
     return {{"name", name},
             {"phase", setting.phase},
             {"activation", nullptr},
+            {"index_keys", nullptr},
             {"length", setting.shape.keys},
             {"batch", setting.shape.batch},
             {"ms_median", timing.median_ms},
@@ -270,8 +285,8 @@ class Bench {
   const AttentionBenchOptions& options_;
   const std::function<void(const Json&)>& report_;
   std::pair<int64_t, Dense> longest_dense_{0, {}};
-  std::map<std::array<std::string, 3>, std::pair<AttentionShape, double>>
-      known_;  // by phase, name, activation
+  std::map<std::array<std::string, 4>, std::pair<AttentionShape, double>>
+      known_;  // by phase, name, activation, index keys
 };
 
 }  // namespace

@@ -18,6 +18,7 @@ struct AttentionBenchOptions {
   at::ScalarType dtype = at::kFloat;
   std::vector<int64_t> lengths, batches;  // batches: of decode; prefill is measured with one sequence
   std::vector<std::string> phases, activations;
+  std::vector<std::string> index_keys = {"compute"};  // of decode's cache: compute (dtype) or float8_e4m3fn
   AttentionShape shape;  // heads and dimensions; batch, queries and keys are set per measurement
   int64_t k = 2048, keep_first = 4, keep_recent = 128;
   bool text_overlap = true;      // else independent queries
@@ -28,10 +29,11 @@ struct AttentionBenchOptions {
 };
 
 /// One row per measurement, as soon as it is there: name (dense, reference, exact, shared), phase (prefill,
-/// decode), activation, length, batch, ms_median, ms_min, ms_max, speedup_vs_dense, parts {selection,
-/// attention} in ms, tflops, gbytes_per_s, peak_memory_mib; and what else the row needs to be read rightly
-/// (backend, extrapolated, overlap). A call that would take several times the time of a measurement, judged
-/// by the last smaller one, is left out: its numbers are null and skipped_at_ms says what was expected.
+/// decode), activation, index_keys, length, batch, ms_median, ms_min, ms_max, speedup_vs_dense, parts
+/// {selection, attention} in ms, tflops, gbytes_per_s, peak_memory_mib; and what else the row needs to be
+/// read rightly (backend, extrapolated, overlap). A call that would take several times the time of a
+/// measurement, judged by the last smaller one, is left out: its numbers are null and skipped_at_ms says what
+/// was expected.
 void bench_attention(const AttentionBenchOptions& options, const std::function<void(const Json&)>& report);
 
 }  // namespace gsa::testing

@@ -87,6 +87,18 @@ inline void load_box(void* shared, const CUtensorMap* map, uint64_t* full, const
   });
 }
 
+inline void load_bytes(void* shared, const void* global, uint32_t bytes, uint64_t* full) {
+  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | bytes) % 16 != 0)
+    fail("a bulk load of what is not in whole sixteens of bytes");
+  std::memset(shared, 0xff, bytes);
+  defer([=] {
+    std::memcpy(shared, global, bytes);
+    BarrierObject& barrier = BarrierObject::at(full);
+    barrier.bytes -= static_cast<int32_t>(bytes);
+    barrier.complete_phase_if_due();
+  });
+}
+
 // A product that was issued and not yet waited for.
 struct Product {
   float* d;
@@ -172,6 +184,10 @@ inline void tma_load_3d(void* shared, const CUtensorMap* map, uint64_t* full, in
 inline void tma_load_4d(void* shared, const CUtensorMap* map, uint64_t* full, int c0, int c1, int c2,
                         int c3) {
   emulation::load_box(shared, map, full, {c0, c1, c2, c3});
+}
+
+inline void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* full) {
+  emulation::load_bytes(shared, global, bytes, full);
 }
 
 // ---- gsa/cuda/wgmma.h

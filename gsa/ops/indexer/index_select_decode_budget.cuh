@@ -6,7 +6,7 @@
 
 namespace gsa::decode {
 
-// Adds up what score_part left in shared.stat, in a fixed order: which sets and quads hold a query follows
+// Adds up what score_part left in shared.moments, in a fixed order: which sets and quads hold a query follows
 // from the layout of an accumulator.
 __device__ inline void publish_moments(const IndexSelectDecodeParams& p, const Workspace& ws,
                                        Shared& shared) {
@@ -19,10 +19,12 @@ __device__ inline void publish_moments(const IndexSelectDecodeParams& p, const W
   const int quad = p.heads == 1 ? query / 2 : alone ? 0 : query % per_column * width;
   double sum = 0, square = 0, count = 0;
   if (lane < kWarps) {
+    const int sets = moment_sets(kernel_columns(static_cast<int>(p.queries) * p.heads));
+    const double* moments = shared.moments + ((lane * sets + set) * 4 + quad) * 3;
     for (int i = 0; i < width; ++i) {
-      sum += shared.stat[lane][set][quad + i][0];
-      square += shared.stat[lane][set][quad + i][1];
-      count += shared.stat[lane][set][quad + i][2];
+      sum += moments[i * 3];
+      square += moments[i * 3 + 1];
+      count += moments[i * 3 + 2];
     }
   }
   sum = warp_total(sum);
@@ -38,17 +40,18 @@ __device__ inline void publish_moments(const IndexSelectDecodeParams& p, const W
 
 // For the entropy and maximum rules, which need a pass over the scores of their own: the part's maximum of
 // x = scale * score, the sum of exp(x - maximum) and of (x - maximum) exp(x - maximum).
-__device__ inline void publish_peak(const IndexSelectDecodeParams& p, const Workspace& ws, Shared& shared,
-                                    float scale, const float* scores, int query) {
+__device__ __noinline__ inline void publish_peak(const IndexSelectDecodeParams& p, const Workspace& ws,
+                                                 Shared& shared, float scale, const float* scores,
+                                                 int query) {
   const Part part = shared.part;
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, size = part.end - part.begin;
   float peak = -INFINITY;
   for (int i = threadIdx.x; i < size; i += kThreads)
     if (scores[i] == scores[i]) peak = fmaxf(peak, scale * scores[i]);
   peak = warp_peak(peak);
-  if (lane == 0) shared.stat[warp][0][0][0] = peak;
+  if (lane == 0) shared.peak[warp][0] = peak;
   __syncthreads();
-  for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, static_cast<float>(shared.stat[w][0][0][0]));
+  for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, static_cast<float>(shared.peak[w][0]));
   double sum = 0, weighted = 0;
   for (int i = threadIdx.x; i < size; i += kThreads) {
     if (scores[i] != scores[i]) continue;
@@ -59,15 +62,15 @@ __device__ inline void publish_peak(const IndexSelectDecodeParams& p, const Work
   sum = warp_total(sum);
   weighted = warp_total(weighted);
   if (lane == 0) {
-    shared.stat[warp][0][0][1] = sum;
-    shared.stat[warp][0][0][2] = weighted;
+    shared.peak[warp][1] = sum;
+    shared.peak[warp][2] = weighted;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     Slot slot{peak, 0, 0, 0, 0};
     for (int w = 0; w < kWarps; ++w) {
-      slot.b += shared.stat[w][0][0][1];
-      slot.c += shared.stat[w][0][0][2];
+      slot.b += shared.peak[w][1];
+      slot.c += shared.peak[w][2];
     }
     ws.slots[static_cast<size_t>(blockIdx.x) * p.queries + query] = slot;
   }

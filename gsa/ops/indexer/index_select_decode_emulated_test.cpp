@@ -1,6 +1,7 @@
 // The decode kernel of index_select, run on the CPU by the emulation: the launcher and the kernel as nvcc
 // compiles them, instructions apart. The parts of a row run side by side.
 #include "gsa/testing/cuda_emulation_mma.h"
+#include "gsa/testing/cuda_emulation_sm90.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
@@ -219,9 +220,18 @@ TEST_P(IndexSelectDecodeEmulated, RowsOfDifferentLengths) {
   }
 }
 
+/// Warps without a ring of keys, where the scores leave little shared memory.
+TEST_P(IndexSelectDecodeEmulated, FewerRingsBesideManyScores) {
+  emulation::multiprocessors = 1;
+  check_exact_selection(with_keys(tied_select_inputs(1, 1, 32700, 4, 64)),
+                        make_select_options(300, "hard_sigmoid", 4, 32), select_emulated);
+}
+
 TEST_P(IndexSelectDecodeEmulated, ScoresThatDoNotFitSharedMemory) {
   emulation::multiprocessors = 1;
   check_exact_selection(with_keys(tied_select_inputs(1, 8, 7000, 4, 64)),
+                        make_select_options(300, "hard_sigmoid", 4, 32), select_emulated);
+  check_exact_selection(with_keys(tied_select_inputs(1, 1, 60000, 4, 64)),
                         make_select_options(300, "hard_sigmoid", 4, 32), select_emulated);
 }
 

@@ -3,8 +3,8 @@
 
 namespace gsa::decode {
 
-Kernel pick_float8_kernel(int dim, int columns) {
-  return dim == 64 ? pick_kernel<Float8Keys, 64>(columns) : pick_kernel<Float8Keys, 128>(columns);
+Kernel pick_float8_kernel(int dim, int columns, bool solo) {
+  return dim == 64 ? pick_kernel<Float8Keys, 64>(columns, solo) : pick_kernel<Float8Keys, 128>(columns, solo);
 }
 
 }  // namespace gsa::decode

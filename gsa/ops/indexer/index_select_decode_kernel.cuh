@@ -1,9 +1,9 @@
 // The kernel of index_select for few new tokens over a long cache (decode), in one cooperative launch.
 //
-// Every CTA takes a part of one row's cache. It streams the part's index keys once, from global memory into
-// the registers of mma.m16n8k16 (16 keys by 8 columns of token and head), keeps the scores on the chip and
-// counts them into a histogram. The parts of a row then agree on the bin that holds the k-th score, exchange
-// the few candidates in it, rank them, and each writes its own selected positions at their place.
+// Every CTA takes a part of one row's cache. It streams the part's index keys once, through a ring in shared
+// memory into products of mma.m16n8k16, keeps the scores on the chip and counts them into a histogram. The
+// parts of a row then agree on the bin that holds the k-th score, exchange the few candidates in it, rank
+// them, and each writes its own selected positions at their place.
 #pragma once
 
 #include "gsa/ops/indexer/index_select_decode_budget.cuh"
@@ -17,19 +17,17 @@ __device__ __forceinline__ int row_length(const IndexSelectDecodeParams& p, int 
   return p.lengths ? min(max(__ldg(p.lengths + row), 0), keys) : keys;
 }
 
-__device__ __forceinline__ Part make_part(int row, int rank, int splits, int length) {
-  const int size = static_cast<int>(part_keys(length, splits));
+__device__ __forceinline__ Part make_part(int row, int rank, int splits, int length, int size) {
   return {row, rank, splits, length, min(rank * size, length), min((rank + 1) * size, length)};
 }
 
 // Which row this CTA works on, and which of its keys; row -1: none. Every warp finds it for itself.
-__device__ inline Part find_part(const IndexSelectDecodeParams& p) {
+__device__ inline Part find_part(const IndexSelectDecodeParams& p, const Layout& layout) {
   const int lane = threadIdx.x & 31, batch = static_cast<int>(p.batch), cta = blockIdx.x;
   if (!p.lengths) {
-    const int length = static_cast<int>(p.keys),
-              splits = row_splits(length, p.keys * batch, batch, gridDim.x);
-    return cta / splits < batch ? make_part(cta / splits, cta % splits, splits, length)
-                                : Part{-1, 0, 1, 0, 0, 0};
+    const int row = cta / layout.splits, rank = cta % layout.splits;
+    return row < batch ? make_part(row, rank, layout.splits, static_cast<int>(p.keys), layout.part_keys)
+                       : Part{-1, 0, 1, 0, 0, 0};
   }
   int64_t total = 0;
   for (int row = lane; row < batch; row += 32) total += row_length(p, row);
@@ -49,8 +47,9 @@ __device__ inline Part find_part(const IndexSelectDecodeParams& p) {
     const unsigned owner = __ballot_sync(0xffffffffu, rank >= 0 && rank < splits);
     if (owner) {
       const int from = __ffs(owner) - 1;
-      return make_part(base + from, __shfl_sync(0xffffffffu, rank, from),
-                       __shfl_sync(0xffffffffu, splits, from), __shfl_sync(0xffffffffu, length, from));
+      const int of = __shfl_sync(0xffffffffu, splits, from), all = __shfl_sync(0xffffffffu, length, from);
+      return make_part(base + from, __shfl_sync(0xffffffffu, rank, from), of, all,
+                       static_cast<int>(part_keys(all, of)));
     }
     first += __shfl_sync(0xffffffffu, sum, 31);
   }
@@ -62,8 +61,9 @@ __device__ __forceinline__ Kept kept_of(const IndexSelectDecodeParams& p, const 
 }
 
 // Counts one query's candidates in [low, high], the interval they span, into the row's next histogram.
-__device__ inline void count_candidates(Shared& shared, unsigned* histogram, const float* scores, int query,
-                                        Kept kept, unsigned low, unsigned high, unsigned* target) {
+__device__ __noinline__ inline void count_candidates(Shared& shared, unsigned* histogram, const float* scores,
+                                                     int query, Kept kept, unsigned low, unsigned high,
+                                                     unsigned* target) {
   const Part part = shared.part;
   Search& search = shared.search[query];
   const int shift = max(0, 32 - __clz(high - low) - 11);
@@ -166,10 +166,11 @@ __device__ inline void clean(const IndexSelectDecodeParams& p, const Workspace& 
   if (atomicAdd(counter + 1, 1u) == static_cast<unsigned>(part.splits) - 1) counter[0] = counter[1] = 0;
 }
 
-template <class Key, int kDim, int kColumns>
+// kSolo: one token of four heads.
+template <class Key, int kDim, int kColumns, bool kSolo>
 __global__ void __launch_bounds__(kThreads, 1)
     index_select_decode_kernel(const __grid_constant__ IndexSelectDecodeParams p,
-                               const __grid_constant__ Workspace ws, int scores_in_shared) {
+                               const __grid_constant__ Workspace ws, const __grid_constant__ Layout layout) {
 #ifdef GSA_EMULATE_CUDA
   uint4* dynamic = reinterpret_cast<uint4*>(emulation::shared_base());
   Shared& shared = *reinterpret_cast<Shared*>(emulation::static_shared_base(sizeof(Shared)));
@@ -177,34 +178,45 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ uint4 dynamic[];
   __shared__ Shared shared;
 #endif
-  const Part part = find_part(p);
+  const Part part = find_part(p, layout);
   if (part.row < 0) return;
   Queries<Key, kDim, kColumns> queries;
-  queries.fetch(p, part.row);
+  queries.fetch(p, part.row);  // before the keys, or they queue behind them
+  KeyRing<Tile<Key, kDim>::kStepBytes> ring(
+      shared, dynamic, layout,
+      static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes,
+      Tile<Key, kDim>::kRowBytes, part);
 
-  const int tokens = static_cast<int>(p.queries);
-  uint4* query_pieces = dynamic;
+  const int tokens = kSolo ? 1 : static_cast<int>(p.queries);
+  double* moments = reinterpret_cast<double*>(dynamic + layout.scoring_warps * layout.ring_bytes / 16);
+  uint4* query_pieces = reinterpret_cast<uint4*>(moments + kWarps * moment_sets(kColumns) * 12);
   float4* head_terms = reinterpret_cast<float4*>(query_pieces + queries.kPieces);
   float2* column_scales = reinterpret_cast<float2*>(head_terms + kColumns * 4);
   unsigned* histogram = reinterpret_cast<unsigned*>(column_scales + (Key::kScaledQueries ? kColumns * 4 : 0));
   float* scores = reinterpret_cast<float*>(histogram + tokens * kBins);
   int stride = (part.end - part.begin + 31) / 32 * 32;
-  if (stride * tokens > scores_in_shared) {  // the part's scores go to global memory
+  if (stride * tokens > layout.scores_in_shared) {  // the part's scores go to global memory
     stride = static_cast<int>((p.keys + 63) / 64 * 64);
     scores = ws.scores + static_cast<size_t>(part.row) * tokens * stride + part.begin;
   }
-  score_part<Key, kDim, kColumns>(
-      p, part, shared, query_pieces, head_terms, column_scales, histogram, scores, stride, [&] {
-        for (int i = threadIdx.x; i < tokens * kBins; i += kThreads) histogram[i] = 0;
-        if (threadIdx.x < kMaxTokens) shared.tally[threadIdx.x] = {};
-        if (threadIdx.x == 0) shared.part = part;
-        queries.store(query_pieces, head_terms);
-        __syncthreads();
-        find_range(p, shared, part.row, head_terms);
-        if constexpr (Key::kScaledQueries)
-          scale_queries<queries.kChunks, kColumns>(query_pieces, &column_scales->x);
-        __syncthreads();
-      });
+  for (int i = threadIdx.x; i < tokens * kBins; i += kThreads) histogram[i] = 0;
+  if (threadIdx.x < kMaxTokens) shared.tally[threadIdx.x] = {};
+  if (threadIdx.x == 0) {
+    shared.part = part;
+    shared.moments = moments;
+  }
+  queries.store(query_pieces, head_terms);
+  __syncthreads();
+  find_range(p, shared, part.row, head_terms);
+  if constexpr (Key::kScaledQueries)
+    scale_queries<queries.kChunks, kColumns>(query_pieces, &column_scales->x);
+  __syncthreads();
+  if constexpr (kSolo)
+    score_part_solo<Key, kDim>(p, part, shared, ring, layout.scoring_warps, query_pieces, head_terms,
+                               column_scales, histogram, scores);
+  else
+    score_part<Key, kDim, kColumns>(p, part, shared, ring, layout.scoring_warps, query_pieces, head_terms,
+                                    column_scales, histogram, scores, stride);
   __syncthreads();
   const int64_t first_row = static_cast<int64_t>(part.row) * tokens;
   for (int i = threadIdx.x; i < tokens * kBins; i += kThreads)
@@ -244,16 +256,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   clean(p, ws, part);
 }
 
-using Kernel = void (*)(IndexSelectDecodeParams, Workspace, int);
+using Kernel = void (*)(IndexSelectDecodeParams, Workspace, Layout);
 
 template <class Key, int kDim>
-Kernel pick_kernel(int columns) {
-  return columns == 1   ? index_select_decode_kernel<Key, kDim, 1>
-         : columns == 4 ? index_select_decode_kernel<Key, kDim, 4>
-                        : index_select_decode_kernel<Key, kDim, 8>;
+Kernel pick_kernel(int columns, bool solo) {
+  if constexpr (Tile<Key, kDim>::kStepKeys == 32)
+    if (solo) return index_select_decode_kernel<Key, kDim, 1, true>;
+  return columns == 1   ? index_select_decode_kernel<Key, kDim, 1, false>
+         : columns == 4 ? index_select_decode_kernel<Key, kDim, 4, false>
+                        : index_select_decode_kernel<Key, kDim, 8, false>;
 }
 
 // For FP8 keys of 64 or 128 dimensions; a file of its own compiles them.
-Kernel pick_float8_kernel(int dim, int columns);
+Kernel pick_float8_kernel(int dim, int columns, bool solo);
 
 }  // namespace gsa::decode

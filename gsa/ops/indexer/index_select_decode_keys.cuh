@@ -26,6 +26,13 @@ struct Bf16Keys {
     cuda::mma_bf16(c, rows0.z, rows8.z, rows0.w, rows8.w, b.z, b.w);
   }
 
+  // Eight keys times sixteen rows of the query's fragments; two products for a 16-byte piece.
+  __device__ static __forceinline__ void multiply_rows(float (&c)[4], const unsigned (*query)[4],
+                                                       const uint4& keys) {
+    cuda::mma_bf16(c, query[0][0], query[0][1], query[0][2], query[0][3], keys.x, keys.y);
+    cuda::mma_bf16(c, query[1][0], query[1][1], query[1][2], query[1][3], keys.z, keys.w);
+  }
+
   __device__ static __forceinline__ float2 unscale(float scale, const float2*) { return {scale, scale}; }
 };
 
@@ -53,6 +60,16 @@ struct Float8Keys {
                                                        unsigned b0, unsigned b1) {
     const uint2 low = cuda::e4m3_to_f16(row0), high = cuda::e4m3_to_f16(row8);
     cuda::mma_f16(c, low.x, high.x, low.y, high.y, b0, b1);
+  }
+
+  __device__ static __forceinline__ void multiply_rows(float (&c)[4], const unsigned (*query)[4],
+                                                       const uint4& keys) {
+    const unsigned words[4] = {keys.x, keys.y, keys.z, keys.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint2 pairs = cuda::e4m3_to_f16(words[i]);
+      cuda::mma_f16(c, query[i][0], query[i][1], query[i][2], query[i][3], pairs.x, pairs.y);
+    }
   }
 
   __device__ static __forceinline__ float2 unscale(float scale, const float2* column_scales) {

@@ -1,21 +1,23 @@
-// Device side of index_select's decode kernel, first third: streams a part's index keys once, from global
-// memory into the registers of mma.m16n8k16 (16 keys by 8 columns of token and head), and leaves their
-// scores, a histogram of them and their moments in shared memory.
+// Device side of index_select's decode kernel, first third: streams a part's index keys once, through a ring
+// in shared memory into products of mma.m16n8k16, and leaves their scores, a histogram of them and their
+// moments in shared memory.
 #pragma once
 
 #include "gsa/ops/indexer/index_select_decode_keys.cuh"
+#include "gsa/ops/indexer/index_select_decode_ring.cuh"
 #include "gsa/ops/indexer/index_select_decode_search.cuh"
 
 namespace gsa::decode {
-
-constexpr int kStepLoads = 8;                 // 16-byte loads a lane has in flight for a step
-constexpr int kStepBytes = kStepLoads * 512;  // of index keys that a warp takes in a step
 
 template <class Key, int kDim>
 struct Tile {
   static constexpr int kChunks = kDim / 32;               // 16-byte pieces of a query row per lane
   static constexpr int kLoads = kDim * Key::kBytes / 64;  // and of a key row
-  static constexpr int kStepKeys = kStepBytes / (Key::kBytes * kDim);                   // 16 to 64
+  static constexpr int kRowPieces = kLoads * 4;           // 16-byte pieces of a key row
+  static constexpr int kRowBytes = kDim * Key::kBytes;
+  static constexpr int kStepKeys = kRowBytes > 128 ? 16 : 32;  // that a warp takes at a time
+  static constexpr int kStepBytes = kStepKeys * kRowBytes;
+  static constexpr int kStepLoads = kStepBytes / 512;  // 16-byte pieces of a lane
   static constexpr int kMma = kStepKeys / 16 < Key::kMma ? kStepKeys / 16 : Key::kMma;  // of one block
   static constexpr int kBlocks = kStepKeys / 16 / kMma;  // of a step, one after the other
 };
@@ -66,8 +68,7 @@ __device__ inline void find_range(const IndexSelectDecodeParams& p, Shared& shar
 }
 
 // The row's queries as fragments of mma.m16n8k16's B, eight columns of (query, head) at a time, and each
-// column's weight and bias; columns beyond the last head are zero. Fetched before the keys, so that they do
-// not queue behind them, and put into shared memory after.
+// column's weight and bias; columns beyond the last head are zero.
 template <class Key, int kDim, int kColumns>
 struct Queries {
   static constexpr int kChunks = Tile<Key, kDim>::kChunks, kPieces = kColumns * kChunks * 32;
@@ -108,34 +109,43 @@ struct Moments {
   int count = 0;
 };
 
+// Adds up the warp's moments, except over quads: those hold different queries.
+template <int kSets>
+__device__ __forceinline__ void leave_moments(Shared& shared, Moments (&moments)[kSets]) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int s = 0; s < kSets; ++s) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      moments[s].sum += __shfl_xor_sync(0xffffffffu, moments[s].sum, offset);
+      moments[s].square += __shfl_xor_sync(0xffffffffu, moments[s].square, offset);
+      moments[s].count += __shfl_xor_sync(0xffffffffu, moments[s].count, offset);
+    }
+    if (lane < 4) {
+      double* of_quad = shared.moments + ((warp * kSets + s) * 4 + lane) * 3;
+      of_quad[0] = moments[s].sum;
+      of_quad[1] = moments[s].square;
+      of_quad[2] = moments[s].count;
+    }
+  }
+}
+
 // Scores the part: scores into scores[query * stride + key - begin] (NaN: not to be selected), counts of the
-// keys that are not kept anyway into histogram[query], moments into shared.stat. `prepare` fills the shared
-// memory that this reads; it is called when the first keys are on their way.
-template <class Key, int kDim, int kColumns, typename Prepare>
+// keys that are not kept anyway into histogram[query], moments into shared.moments.
+template <class Key, int kDim, int kColumns>
 __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part part, Shared& shared,
+                                  KeyRing<Tile<Key, kDim>::kStepBytes>& ring, int warps,
                                   const uint4* query_pieces, const float4* head_terms,
-                                  const float2* column_scales, unsigned* histogram, float* scores, int stride,
-                                  Prepare&& prepare) {
+                                  const float2* column_scales, unsigned* histogram, float* scores,
+                                  int stride) {
   using T = Tile<Key, kDim>;
-  constexpr int kSets = kColumns == 1 ? 2 : kColumns;
+  constexpr int kSets = moment_sets(kColumns);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
   const int tokens = static_cast<int>(p.queries), heads = p.heads;
-  using Element = typename Key::Element;
-  constexpr int kLoadElements = 16 / Key::kBytes;
-  const Element* source =
-      static_cast<const Element*>(p.index_key) + part.row * p.key_batch_stride + quad * kLoadElements;
+  const int stride_keys = warps * T::kStepKeys;
   const float scale = rsqrtf(static_cast<float>(kDim));
   Moments moments[kSets];
 
-  auto load = [&](uint4(&piece)[kStepLoads], int base) {
-#pragma unroll
-    for (int i = 0; i < kStepLoads; ++i) {
-      const int key = base + i / T::kLoads * 8 + group;
-      piece[i] = key < part.end ? cuda::load_stream(source + static_cast<int64_t>(key) * kDim +
-                                                    i % T::kLoads * 4 * kLoadElements)
-                                : make_uint4(0, 0, 0, 0);
-    }
-  };
   auto put = [&](int query, int key, float score, Moments& m) {
     const int position = part.length - tokens + query;
     const bool mine = query < tokens && key < part.end;
@@ -190,7 +200,7 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
         put(n, base + i * 32 + quad * 8 + group, quad < 2 ? low : high, moments[n]);
     }
   };
-  auto compute_block = [&](const uint4* piece, int base) {
+  auto compute_block = [&](const uint4* piece, int base, bool last) {
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
       if (kColumns > 1 && n * 8 >= tokens * heads) break;
@@ -210,6 +220,7 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
         for (int i = 0; i < 4; ++i)
           z[m * 4 + i] = fmaf(c[i], i % 2 ? factor.y : factor.x, i % 2 ? term.w : term.y);
       }
+      if (last && n == 0) ring.refill();
       activate(p.activation, z);
 #pragma unroll
       for (int i = 0; i < T::kMma * 4; ++i) z[i] *= i % 2 ? term.z : term.x;
@@ -217,40 +228,82 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
     }
   };
 
-  auto compute = [&](const uint4(&piece)[kStepLoads], int base) {
+  for (int base = warp < warps ? part.begin + warp * T::kStepKeys : part.end; base < part.end;
+       base += stride_keys) {
+    const uint4* keys = ring.wait();
+    uint4 piece[T::kStepLoads];
+#pragma unroll
+    for (int i = 0; i < T::kStepLoads; ++i)
+      piece[i] = keys[(i / T::kLoads * 8 + group) * T::kRowPieces + i % T::kLoads * 4 + quad];
 #pragma unroll
     for (int b = 0; b < T::kBlocks; ++b)
-      compute_block(piece + b * T::kMma * 2 * T::kLoads, base + b * T::kMma * 16);
-  };
+      compute_block(piece + b * T::kMma * 2 * T::kLoads, base + b * T::kMma * 16, b == T::kBlocks - 1);
+  }
+  leave_moments(shared, moments);
+}
 
-  uint4 even[kStepLoads], odd[kStepLoads];
-  constexpr int kStride = kWarps * T::kStepKeys;
-  int base = part.begin + warp * T::kStepKeys;
-  load(even, base);  // in flight while the queries arrive
-  prepare();
-  while (base < part.end) {
-    load(odd, base + kStride);
-    compute(even, base);
-    base += kStride;
-    if (base >= part.end) break;
-    load(even, base + kStride);
-    compute(odd, base);
-    base += kStride;
-  }
+// The same for one token of four heads, the common case. Keys are the columns of the products and heads their
+// rows, every head in four copies: the lanes of copy r keep the r-th eight of 32 keys. So a lane holds two
+// heads of two keys, every lane activates and only one sum needs another lane.
+template <class Key, int kDim>
+__device__ inline void score_part_solo(const IndexSelectDecodeParams& p, const Part part, Shared& shared,
+                                       KeyRing<Tile<Key, kDim>::kStepBytes>& ring, int warps,
+                                       const uint4* query_pieces, const float4* head_terms,
+                                       const float2* column_scales, unsigned* histogram, float* scores) {
+  using T = Tile<Key, kDim>;
+  static_assert(T::kStepKeys == 32);
+  constexpr int kProducts = kDim / 16, kEach = kProducts / T::kLoads;  // products of a 16-byte piece
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
+  const int copy = group / 2, pair = group % 2;  // rows: heads 2 pair and 2 pair + 1
+  unsigned query[kProducts][4];
 #pragma unroll
-  for (int s = 0; s < kSets; ++s) {
-#pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2) {
-      moments[s].sum += __shfl_xor_sync(0xffffffffu, moments[s].sum, offset);
-      moments[s].square += __shfl_xor_sync(0xffffffffu, moments[s].square, offset);
-      moments[s].count += __shfl_xor_sync(0xffffffffu, moments[s].count, offset);
-    }
-    if (group == 0) {
-      shared.stat[warp][s][quad][0] = moments[s].sum;
-      shared.stat[warp][s][quad][1] = moments[s].square;
-      shared.stat[warp][s][quad][2] = moments[s].count;
-    }
+  for (int i = 0; i < kProducts; ++i) {
+    const uint2* pieces = reinterpret_cast<const uint2*>(query_pieces + i / 2 * 32 + pair * 8 + quad) + i % 2;
+    query[i][0] = pieces[0].x;
+    query[i][1] = pieces[8].x;
+    query[i][2] = pieces[0].y;
+    query[i][3] = pieces[8].y;
   }
+  const int stride_keys = warps * T::kStepKeys;
+  const float4 term = head_terms[pair];
+  const float2 factor = Key::unscale(rsqrtf(static_cast<float>(kDim)), column_scales + pair);
+  const float2 bins = shared.bins[0];
+  const int first_counted = p.keep_first, last_counted = min(part.length - 1 - p.keep_recent, part.end - 1);
+  Moments moments[moment_sets(1)];  // the second stays empty
+  int key = part.begin + warp * T::kStepKeys + copy * 8 + quad * 2 + pair;
+  for (int base = warp < warps ? part.begin + warp * T::kStepKeys : part.end; base < part.end;
+       base += stride_keys) {
+    const uint4* keys = ring.wait() + group * T::kRowPieces + quad;
+    float c[4][4] = {};
+#pragma unroll
+    for (int i = 0; i < T::kLoads; ++i)
+#pragma unroll
+      for (int eight = 0; eight < 4; ++eight)
+        Key::multiply_rows(c[eight], query + i * kEach, keys[eight * 8 * T::kRowPieces + i * 4]);
+    ring.refill();
+    float z[4];  // of two heads, two keys each
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float low = copy % 2 ? c[1][i] : c[0][i], high = copy % 2 ? c[3][i] : c[2][i];
+      z[i] = fmaf(copy / 2 ? high : low, i / 2 ? factor.y : factor.x, i / 2 ? term.w : term.y);
+    }
+    activate(p.activation, z);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) z[i] *= i / 2 ? term.z : term.x;
+    const float first = z[0] + z[2], second = z[1] + z[3];
+    const float other = __shfl_xor_sync(0xffffffffu, pair ? first : second, 4);
+    const float score = (pair ? second : first) + other;
+    const bool mine = key < part.end, seen = mine && score == score, usable = seen && score > -INFINITY;
+    const double x = seen ? score : 0.0f;
+    moments[0].sum += x;
+    moments[0].square = fma(x, x, moments[0].square);
+    moments[0].count += seen;
+    if (usable && key >= first_counted && key <= last_counted)
+      atomicAdd(histogram + clamp_bin(bin_of(bins, score)), 1u);
+    if (mine) scores[key - part.begin] = usable ? score : NAN;
+    key += stride_keys;
+  }
+  leave_moments(shared, moments);
 }
 
 }  // namespace gsa::decode

@@ -146,9 +146,14 @@ __device__ __forceinline__ void list_candidate(const Workspace& ws, int row, flo
       composite(ordered(score), at);
 }
 
-// Sorts the part's keys by classify(score): 2 is above the boundary bin, 1 in it, 0 below or NaN. Counts
-// them, lists the candidates where they are few enough (kList), notes the interval they span where not
-// (kBin), and unless the search goes on (kBin) replaces the scores by bits.
+// What a score is in a round: above the boundary bin, in it, or neither (NaN too).
+struct Class {
+  bool above, equal;
+};
+
+// Sorts the part's keys by classify(score), a word a thread. Counts them, lists the candidates where they are
+// few enough (kList), notes the interval they span where not (kBin), and unless the search goes on (kBin)
+// replaces the scores by bits.
 template <typename Classify>
 __device__ __forceinline__ void mark(const Workspace& ws, Shared& shared, Words words, int query, int row,
                                      Kept kept, Classify&& classify) {
@@ -156,28 +161,44 @@ __device__ __forceinline__ void mark(const Workspace& ws, Shared& shared, Words 
   const Mode mode = shared.search[query].mode;
   const int lane = threadIdx.x & 31, size = part.end - part.begin;
   unsigned selected = 0, tied = 0, low = 0, high = 0;
+  for (int word = threadIdx.x; word * 32 < size; word += kThreads) {
+    const float4* scores = reinterpret_cast<const float4*>(words.scores) + word * 8;
+    unsigned above = 0, equal = 0;
 #pragma unroll 4
-  for (int word = threadIdx.x / 32; word < (size + 31) / 32; word += kWarps) {
-    const int i = word * 32 + lane, at = part.begin + i;
-    const float score = words.scores[i];
-    const int kind = classify(score);
-    const unsigned kept_bits = kept.bits(part.begin + word * 32, part.end),
-                   seen = kept.seen(part.begin + word * 32, part.end);
-    const unsigned above = (__ballot_sync(0xffffffffu, kind == 2) & seen) | kept_bits;
-    const unsigned equal = __ballot_sync(0xffffffffu, kind == 1) & seen & ~kept_bits;
+    for (int i = 0; i < 8; ++i) {
+      const int place = (i + lane) % 8;  // neighbouring lanes read different banks
+      const float4 four = scores[place];
+      const float score[] = {four.x, four.y, four.z, four.w};
+      unsigned above_four = 0, equal_four = 0;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Class found = classify(score[j]);
+        if (found.above) above_four |= 1u << j;
+        if (found.equal) equal_four |= 1u << j;
+      }
+      above |= above_four << place * 4;
+      equal |= equal_four << place * 4;
+    }
+    const int base = part.begin + word * 32;
+    const unsigned kept_bits = kept.bits(base, part.end), seen = kept.seen(base, part.end);
+    above = (above & seen) | kept_bits;
+    equal &= seen & ~kept_bits;
     selected += __popc(above);
     tied += __popc(equal);
-    if (mode != Mode::kBin) {
-      if (lane == (word & 31)) *words.selected(word) = above;
-      if (lane == ((word + 16) & 31)) *words.tied(word) = equal;
-    }
-    if (equal >> lane & 1) {
+    for (unsigned bits = equal; bits; bits &= bits - 1) {
+      const int at = __ffs(bits) - 1;
+      const float score = words.scores[word * 32 + at];
       const unsigned key = ordered(score);
       low = max(low, ~key);
       high = max(high, key);
-      if (mode == Mode::kList) list_candidate(ws, row, score, at);
+      if (mode == Mode::kList) list_candidate(ws, row, score, base + at);
     }
+    if (mode == Mode::kBin) continue;
+    *words.selected(word) = above;
+    *words.tied(word) = equal;
   }
+  selected = __reduce_add_sync(0xffffffffu, selected);
+  tied = __reduce_add_sync(0xffffffffu, tied);
   low = __reduce_max_sync(0xffffffffu, low);
   high = __reduce_max_sync(0xffffffffu, high);
   if (lane != 0) return;
@@ -203,20 +224,20 @@ __device__ inline void mark_first(const Workspace& ws, Shared& shared, Words wor
   const float lower = open ? NAN : bin == 0 ? -INFINITY : static_cast<float>(bin);
   mark(ws, shared, words, query, row, kept, [&](float score) {
     const float x = bin_of(bins, score);
-    return x >= upper ? 2 : x >= lower ? 1 : 0;
+    return Class{x >= upper, !(x >= upper) && x >= lower};
   });
 }
 
 // Later rounds: by the integer bins of the interval [key_low, key_high].
-__device__ inline void mark_later(const Workspace& ws, Shared& shared, Words words, int query, int row,
-                                  Kept kept) {
+__device__ __noinline__ inline void mark_later(const Workspace& ws, Shared& shared, Words words, int query,
+                                               int row, Kept kept) {
   const Search search = shared.search[query];
   mark(ws, shared, words, query, row, kept, [&](float score) {
     const unsigned key = ordered(score);
-    if (score != score || key < search.key_low) return 0;
-    if (key > search.key_high) return 2;
+    if (score != score || key < search.key_low) return Class{false, false};
+    if (key > search.key_high) return Class{true, false};
     const unsigned bin = (key - search.key_low) >> search.shift;
-    return bin > search.bin ? 2 : bin == search.bin ? 1 : 0;
+    return Class{bin > search.bin, bin == search.bin};
   });
 }
 
@@ -319,6 +340,7 @@ __device__ inline void emit_selected(Shared& shared, Words words, bool ties, Pla
   const int count = (part.end - part.begin + 31) / 32, each = (count + kThreads - 1) / kThreads;
   const int first = min(static_cast<int>(threadIdx.x) * each, count), last = min(first + each, count);
   int selected = 0, tied = 0;
+#pragma unroll 1  // two words a thread, seldom more
   for (int word = first; word < last; ++word) {
     selected += __popc(*words.selected(word));
     if (ties) tied += __popc(*words.tied(word));
@@ -326,6 +348,7 @@ __device__ inline void emit_selected(Shared& shared, Words words, bool ties, Pla
   const int2 sum = exclusive_sum(shared, selected, tied);
   int out = placement.offset + sum.x + min(sum.y, placement.tied_quota);
   int quota = max(placement.tied_quota - sum.y, 0);
+#pragma unroll 1
   for (int word = first; word < last; ++word) {
     unsigned bits = *words.selected(word);
     if (ties) {

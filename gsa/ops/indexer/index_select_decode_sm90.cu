@@ -13,9 +13,9 @@ size_t aligned(size_t bytes) {
 struct Plan {
   int ctas, batch;      // of one launch
   int columns;          // eight-column blocks of the kernel
-  size_t fixed_bytes;   // shared memory without the scores
   size_t shared_bytes;  // dynamic shared memory in all
-  bool spill;           // a part's scores may not fit shared memory
+  Layout layout;
+  bool spill;  // a part's scores may not fit shared memory
 };
 
 constexpr size_t kSharedLimit = 227 * 1024;
@@ -24,14 +24,37 @@ Plan make_plan(const IndexSelectDecodeParams& p, int multiprocessors) {
   Plan plan{};
   plan.ctas = multiprocessors;
   plan.batch = static_cast<int>(p.batch < kMaxRowsPerLaunch ? p.batch : kMaxRowsPerLaunch);
-  const int needed = static_cast<int>(p.queries * p.heads + 7) / 8;
-  plan.columns = needed == 1 ? 1 : needed <= 4 ? 4 : 8;
+  plan.columns = kernel_columns(static_cast<int>(p.queries * p.heads));
   const int column_bytes = p.dim / 32 * 512 + 64 + (p.float8_keys ? 32 : 0);  // of eight columns
-  plan.fixed_bytes = static_cast<size_t>(plan.columns) * column_bytes + p.queries * kBins * 4;
-  const size_t room = kSharedLimit - sizeof(Shared) - 1024;
-  const size_t wanted = static_cast<size_t>(longest_part(p.keys, plan.batch, plan.ctas)) * p.queries * 4;
-  plan.spill = plan.fixed_bytes + wanted > room;
-  plan.shared_bytes = plan.spill ? room / 16 * 16 : plan.fixed_bytes + wanted;
+  // Of equal rows; rows of other lengths may have longer parts, whose scores then go to global memory.
+  const int64_t usual = part_keys(p.keys, row_splits(p.keys, p.keys * plan.batch, plan.batch, plan.ctas));
+  const int64_t longest = p.lengths ? longest_part(p.keys, plan.batch, plan.ctas) : usual;
+  const size_t fixed = static_cast<size_t>(plan.columns) * column_bytes + p.queries * kBins * 4 +
+                       kWarps * moment_sets(plan.columns) * 12 * sizeof(double);
+  const size_t key_bytes = p.queries * sizeof(float);  // of scores
+  // Many bytes in flight, but if possible not so much shared memory that little is left of the first-level
+  // cache: the attention that follows inherits how the multiprocessor divides the two, and has its own loads
+  // in flight there.
+  constexpr size_t kModest = 196 * 1024 - sizeof(Shared) - 1024, kAll = kSharedLimit - sizeof(Shared) - 1024;
+  constexpr struct {
+    int warps, bytes;
+    size_t limit;
+  } kRings[] = {{kWarps, kRingBytes, kAll},  // the last that fits counts
+                {12, kRingBytes, kModest},
+                {kWarps, kRingBytes, kModest},
+                {kWarps, 2 * kRingBytes, kModest}};
+  size_t taken = 0, limit = 0;
+  for (const auto& ring : kRings) {
+    const size_t bytes = static_cast<size_t>(ring.warps) * ring.bytes + fixed;
+    if (taken != 0 && bytes + usual * key_bytes > ring.limit) continue;
+    plan.layout.scoring_warps = ring.warps;
+    plan.layout.ring_bytes = ring.bytes;
+    taken = bytes;
+    limit = ring.limit / 16 * 16;
+  }
+  plan.spill = taken + longest * key_bytes > limit;
+  plan.shared_bytes = plan.spill ? limit : taken + longest * key_bytes;
+  plan.layout.scores_in_shared = static_cast<int>((plan.shared_bytes - taken) / sizeof(float));
   return plan;
 }
 
@@ -57,10 +80,17 @@ size_t place_workspace(const IndexSelectDecodeParams& p, const Plan& plan, Works
 cudaError_t launch_rows(const IndexSelectDecodeParams& params, const Plan& plan, cudaStream_t stream) {
   Workspace ws{};
   place_workspace(params, plan, ws);
-  const Kernel kernel = params.float8_keys ? pick_float8_kernel(params.dim, plan.columns)
-                        : params.dim == 32 ? pick_kernel<Bf16Keys, 32>(plan.columns)
-                        : params.dim == 64 ? pick_kernel<Bf16Keys, 64>(plan.columns)
-                                           : pick_kernel<Bf16Keys, 128>(plan.columns);
+  Layout layout = plan.layout;
+  if (!params.lengths) {  // the last launch may have fewer rows than planned, so shorter parts
+    layout.splits =
+        row_splits(params.keys, params.keys * params.batch, static_cast<int>(params.batch), plan.ctas);
+    layout.part_keys = static_cast<int>(part_keys(params.keys, layout.splits));
+  }
+  const bool solo = params.queries == 1 && params.heads == 4;
+  const Kernel kernel = params.float8_keys ? pick_float8_kernel(params.dim, plan.columns, solo)
+                        : params.dim == 32 ? pick_kernel<Bf16Keys, 32>(plan.columns, solo)
+                        : params.dim == 64 ? pick_kernel<Bf16Keys, 64>(plan.columns, solo)
+                                           : pick_kernel<Bf16Keys, 128>(plan.columns, solo);
   cudaError_t error =
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(plan.shared_bytes));
@@ -80,8 +110,7 @@ cudaError_t launch_rows(const IndexSelectDecodeParams& params, const Plan& plan,
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, params, ws,
-                            static_cast<int>((plan.shared_bytes - plan.fixed_bytes) / sizeof(unsigned)));
+  return cudaLaunchKernelEx(&config, kernel, params, ws, layout);
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 namespace gsa::decode {
 
 constexpr int kWarps = kThreads / 32;
+constexpr int kRingBytes = 4096;  // of index keys that a warp has in flight, or twice that
+constexpr int kMaxRingSteps = 4;  // that those bytes hold
 
 // What one part tells the others of its row, per query.
 struct Slot {
@@ -28,6 +30,14 @@ struct Workspace {
   size_t zeroed_bytes;
 };
 
+// How a launch is laid out; splits and part_keys only where all rows have the same length, else 0.
+struct Layout {
+  int splits, part_keys;
+  int scoring_warps;     // that have rings
+  int ring_bytes;        // of each
+  int scores_in_shared;  // room for scores, in numbers
+};
+
 enum class Mode { kNone, kAll, kBin, kList, kTied };
 
 // The search for one query's boundary score; the same in every part of the row.
@@ -43,6 +53,15 @@ struct Search {
   int position;                // kTied: the first `wanted` equal ones, in the order of their positions
 };
 
+// Blocks of eight columns of the kernel that takes so many.
+constexpr int kernel_columns(int columns) {
+  return columns <= 8 ? 1 : columns <= 32 ? 4 : 8;
+}
+// What a warp adds up apart, for each quad: one head's columns alternate.
+constexpr int moment_sets(int columns) {
+  return columns == 1 ? 2 : columns;
+}
+
 struct Part {
   int row, rank, splits, length, begin, end;
 };
@@ -55,11 +74,13 @@ struct Tally {
 
 struct Shared {
   Part part;
+  uint64_t full[kWarps][kMaxRingSteps];  // barriers of the warps' rings
   Search search[kMaxTokens];
   Tally tally[kMaxTokens];
   float2 bins[kMaxColumns];  // of round 0, per query: lowest score, bins per score; columns without a query
                              // read it too
-  double stat[kWarps][kMaxTokens][4][3];
+  double* moments;           // [kWarps, sets of columns, 4, 3], behind the rings
+  double peak[kWarps][3];    // of publish_peak
   unsigned warp_total[kWarps], warp_tied[kWarps];
   unsigned before, tied_before;
   unsigned long long list[kCandidates];

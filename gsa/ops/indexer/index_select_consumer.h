@@ -228,7 +228,7 @@ struct Consumer {
     // Any query of a shared row may turn out to have the largest budget.
     const int budget = open ? find_budget<S::kSoftmax>(p, statistic, position) : 0;
     const int need = !open ? 0 : S::kShared ? notes.need : budget - notes.kept;
-    const bool short_of = open && notes.count < need && row.gate > -kInfinity;
+    const bool short_of = open && need > notes.count && row.gate > -kInfinity;
     if (open && (lane() & 3) == 0) p.statistic[first_token + lane() / 4] = statistic;
     if constexpr (!S::kShared) clear_bitmap(scratch().bitmap);  // staged survivors lay there
     for (int r = 0; r < 8; ++r) {

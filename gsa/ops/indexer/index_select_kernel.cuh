@@ -2,7 +2,7 @@
 //
 // A warpgroup owns a tile of 32 queries and streams all keys they may see past it by TMA. The warpgroups of a
 // block go their own ways: while one finishes its rows, the others have the tensor cores. Scores that beat a
-// row's gate are appended to the row's lists in the workspace. The gate starts from a strided sample of the
+// row's gate are appended to the row's list in the workspace. The gate starts from a strided sample of the
 // keys (a rank that lies below the row's k-th best but for bad luck; then the tile runs again without it) and
 // is tightened to the exact k-th best so far whenever a list fills up. The exact trim and the ordered
 // emission follow when the row's variance, and with it its budget, is known.

@@ -16,7 +16,9 @@ TEST(SparseAttentionHeuristics, PacksEveryGroupIntoWholeQueries) {
       EXPECT_LT(packing.padded, 2 * group);
       EXPECT_EQ(packing.padded, 1 << packing.padded_log2);
       EXPECT_LE(packing.queries, kTileQueries);
-      if (shared_rows) EXPECT_EQ(packing.queries, kTileQueries);
+      if (shared_rows) {
+        EXPECT_EQ(packing.queries, kTileQueries);
+      }
       // The sets of all parts hold the heads of the tile's queries, no more and no less.
       EXPECT_EQ(packing.sets * packing.parts * 64, packing.queries * packing.padded);
       EXPECT_LE(packing.sets, kMaxSets);

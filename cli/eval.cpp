@@ -105,6 +105,7 @@ void run_eval(const EvalArguments& arguments) {
   Decoder model = load_checkpoint(arguments.checkpoint, load);
   const std::vector<std::string> rows = default_rows(model, arguments);
   std::vector<EvalOptions> options;
+  options.reserve(rows.size());
   for (const auto& row : rows) options.push_back(row_options(row, model, arguments));
   const std::vector<at::Tensor> batches = read_batches(arguments, model);
 

@@ -25,7 +25,7 @@ std::string parse_message(const CLI::App* app, const CLI::Error& error) {
   while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
   std::string command = app->get_name();
   for (const CLI::App* parent = app->get_parent(); parent != nullptr; parent = parent->get_parent())
-    command = parent->get_name() + (command.empty() ? "" : " ") + command;
+    command.insert(0, parent->get_name() + (command.empty() ? "" : " "));
   std::string message = first_line(error.what());
   std::vector<std::string> known;
   for (const CLI::App* child : app->get_subcommands({})) known.push_back(child->get_name());

@@ -36,7 +36,7 @@ at::Tensor scale_llama3(const at::Tensor& frequencies, const RotaryConfig& confi
 at::Tensor rotary_frequencies(const RotaryConfig& config) {
   if (config.dim == 0) return {};
   const at::Tensor exponent = at::arange(0, config.dim, 2, at::kLong).to(at::kFloat) / config.dim;
-  const at::Tensor frequencies = at::reciprocal(at::pow(config.theta, exponent));
+  at::Tensor frequencies = at::reciprocal(at::pow(config.theta, exponent));
   if (config.type == "default") return frequencies;
   if (config.type == "linear") return frequencies / config.factor;
   if (config.type == "llama3") return scale_llama3(frequencies, config);

@@ -49,7 +49,7 @@ fs::path byte_tokenizer(int spare = 0) {
                      {"post_processor", nullptr},
                      {"decoder", level},
                      {"model", model}};
-  const fs::path folder = fs::path(GSA_BINARY_DIR) / "generate_test" / std::to_string(spare);
+  fs::path folder = fs::path(GSA_BINARY_DIR) / "generate_test" / std::to_string(spare);
   fs::create_directories(folder);
   write_json(folder / "tokenizer.json", file);
   return folder;

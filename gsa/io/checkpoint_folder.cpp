@@ -94,7 +94,7 @@ void replace_folder(const fs::path& from, const fs::path& to) {
 
 fs::path checkpoint_file(const fs::path& folder, std::string_view name) {
   if (!fs::is_directory(folder)) fail(folder.string(), ": no such checkpoint folder");
-  const fs::path file = folder / name;
+  fs::path file = folder / name;
   if (!fs::is_regular_file(file)) fail(folder.string(), ": checkpoint folder lacks ", name);
   return file;
 }

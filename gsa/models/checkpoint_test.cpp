@@ -26,7 +26,7 @@ using testing::tiny_config;
 using testing::tiny_model;
 
 fs::path fresh_folder(const std::string& name) {
-  const fs::path folder = fs::path(GSA_BINARY_DIR) / "checkpoint_test" / name;
+  fs::path folder = fs::path(GSA_BINARY_DIR) / "checkpoint_test" / name;
   fs::remove_all(folder);
   return folder;
 }

@@ -22,7 +22,7 @@ namespace {
 at::Tensor draw_queries(const AttentionShape& shape, const QueryProcess& process,
                         const at::TensorOptions& options) {
   const at::TensorOptions floats = options.dtype(at::kFloat);
-  const at::Tensor own = at::randn({shape.batch, shape.queries, shape.index_heads, shape.index_dim}, floats);
+  at::Tensor own = at::randn({shape.batch, shape.queries, shape.index_heads, shape.index_dim}, floats);
   if (process.fresh >= 1) return own;
   const int64_t corners = shape.queries / process.period + 2;
   const at::Tensor corner = at::randn({shape.batch, corners, shape.index_heads, shape.index_dim}, floats);

@@ -80,7 +80,7 @@ TEST(CudaEmulation, BlocksOfACooperativeGridWaitForEachOther) {
 
 TEST(CudaEmulation, WarpProducts) {
   auto generator = testing::case_generator(1);
-  std::vector<int> a(16 * 16), b(16 * 8), products(16 * 8);
+  std::vector<int> a(256), b(128), products(128);  // 16 x 16, 16 x 8
   for (int& x : a) x = static_cast<int>(testing::draw(generator, -8, 8));
   for (int& x : b) x = static_cast<int>(testing::draw(generator, -8, 8));
   const auto pair = [](int first, int second) {
@@ -125,7 +125,7 @@ TEST(CudaEmulation, ProductsOfLoadedBoxes) {
   auto generator = testing::case_generator(0);
   for (const int dim : {64, 32}) {
     const int keys = 50;
-    std::vector<uint16_t> rows(64 * dim), columns(keys * dim);
+    std::vector<uint16_t> rows(size_t{64} * dim), columns(size_t{keys} * dim);
     const auto whole_number = [&] {  // bf16 holds -4 .. 4 exactly
       return static_cast<uint16_t>(__float_as_uint(static_cast<float>(testing::draw(generator, -4, 4))) >>
                                    16);
@@ -142,7 +142,7 @@ TEST(CudaEmulation, ProductsOfLoadedBoxes) {
       alignas(1024) uint8_t keys[64 * 64 * 2];
       uint64_t full;
     };
-    std::vector<float> products(64 * 64);
+    std::vector<float> products(size_t{64} * 64);
     emulation::run_grid(1, 128, sizeof(Shared), [&] {
       auto& shared = cuda::shared_memory<Shared>();
       if (threadIdx.x == 0) cuda::mbarrier_init(&shared.full, 1);

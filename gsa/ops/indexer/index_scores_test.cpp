@@ -27,8 +27,7 @@ at::Tensor oracle(const at::Tensor& query, const at::Tensor& key, const at::Tens
                   const at::Tensor& bias, std::string_view name) {
   const int64_t batch = query.size(0), queries = query.size(1), heads = query.size(2), dim = query.size(3),
                 keys = key.size(1);
-  const at::Tensor out =
-      at::full({batch, queries, keys}, -std::numeric_limits<double>::infinity(), at::kDouble);
+  at::Tensor out = at::full({batch, queries, keys}, -std::numeric_limits<double>::infinity(), at::kDouble);
   const auto q = query.accessor<double, 4>();
   const auto k = key.accessor<double, 3>(), w = weight.accessor<double, 3>();
   const auto h = bias.accessor<double, 1>();

@@ -36,8 +36,8 @@ TEST(IndexSelectDecode, PartsCoverEveryRowAndFitTheGrid) {
 
 TEST(IndexSelectDecode, EqualRowsGetEqualShares) {
   EXPECT_EQ(row_splits(131072, 131072, 1, 132), 132);
-  EXPECT_EQ(row_splits(131072, 32 * 131072, 32, 132), 4);
-  EXPECT_EQ(row_splits(131072, 64 * 131072, 64, 132), 2);
+  EXPECT_EQ(row_splits(131072, int64_t{32} * 131072, 32, 132), 4);
+  EXPECT_EQ(row_splits(131072, int64_t{64} * 131072, 64, 132), 2);
   EXPECT_EQ(row_splits(0, 0, 8, 132), 1);
 }
 

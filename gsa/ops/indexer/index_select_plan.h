@@ -27,14 +27,14 @@ constexpr int kHeaderBytes = 1024;   // of the workspace: work counter and flags
 // the budget frees at least half of it, and room for what its lanes stage.
 GSA_HOST_DEVICE constexpr int64_t row_capacity(int k_max, int64_t keys) {
   const int64_t need = k_max < keys ? k_max : keys;
-  return (2 * need + 2 * kLanesPerRow * kStaged + 15) / 16 * 16;
+  return (2 * need + int64_t{2} * kLanesPerRow * kStaged + 15) / 16 * 16;
 }
 
 // Strided sample blocks that all lie before `first_position`, the first query of a tile; none while a list
 // holds every key anyway.
 GSA_HOST_DEVICE constexpr int sample_blocks(int64_t first_position, int row_capacity) {
   if (first_position < row_capacity) return 0;
-  return static_cast<int>(first_position / (kBlockKeys * kSampleStride));
+  return static_cast<int>(first_position / (int64_t{kBlockKeys} * kSampleStride));
 }
 
 // Where a sample block starts within its strides: different from block to block, so that keys with a period
@@ -143,7 +143,7 @@ inline int64_t list_capacity(const IndexSelectParams& p) {
   const int64_t first = row_capacity(p.k_max, p.keys);
   if (p.query_tile == 1) return first;
   const int64_t most = list_need(p) < p.keys ? list_need(p) : p.keys;
-  const int64_t all = (most + 4 * kLanesPerRow * kStaged + 15) / 16 * 16;
+  const int64_t all = (most + int64_t{4} * kLanesPerRow * kStaged + 15) / 16 * 16;
   return first > all ? first : all;
 }
 

@@ -18,7 +18,7 @@ TEST(IndexSelectPlan, ListsHoldABudgetTwiceAndWhatLanesMayStage) {
       const int64_t row = row_capacity(k, keys);
       const int64_t need = std::min<int64_t>(k, keys);
       // A list is trimmed when it has no room for all that the row's lanes may have staged; then it has.
-      EXPECT_GE(row - kLanesPerRow * kStaged, 2 * need);
+      EXPECT_GE(row - int64_t{kLanesPerRow} * kStaged, 2 * need);
       EXPECT_EQ(row * 8 % 16, 0);
     }
   }
@@ -80,7 +80,7 @@ TEST(IndexSelectPlan, TilesSpreadOverTheChipAndHaveLists) {
       const int blocks = block_count(params, 132);
       const int64_t works = work_count(params), at_once = tiles_at_once(params, 132);
       EXPECT_EQ(blocks, std::min<int64_t>(works, 132));
-      EXPECT_EQ(at_once, std::min<int64_t>(works, 3 * blocks));
+      EXPECT_EQ(at_once, std::min(works, int64_t{3} * blocks));
       EXPECT_EQ(workspace_bytes(params, 132),
                 kHeaderBytes + size_t(at_once) * kTileQueries * row_capacity(2048, queries) * 8);
     }

@@ -10,7 +10,8 @@
 namespace gsa {
 
 // Whether the kernel takes this problem: heads 1, 2, 4, 8; dim 32, 64, 128 (4 of 64 for kEntropy and
-// kMaxScore); query_tile up to 256 and, above 1, tile_factor at least 1; 1 <= T <= S < 2^30.
+// kMaxScore); query_tile up to 256 and, above 1, tile_factor at least 1; 1 <= T <= S < 2^30; lists (twice
+// k_max) up to 2^23 entries.
 bool index_select_sm90_takes(const IndexSelectParams& params);
 
 // Bytes that params.workspace must hold on the current device; the contents do not matter.

@@ -32,7 +32,7 @@ at::Tensor forward(const at::Tensor& x, const at::Tensor& gate) {
   if (!type) return sigmoid_gate_reference(x, gate);
   const c10::cuda::CUDAGuard device(x.device());
   const at::Tensor packed_x = x.contiguous(), packed_gate = gate.contiguous();
-  const at::Tensor out = at::empty_like(packed_x);
+  at::Tensor out = at::empty_like(packed_x);
   SigmoidGateParams params;
   params.x = packed_x.const_data_ptr();
   params.gate = packed_gate.const_data_ptr();

@@ -47,7 +47,7 @@ constexpr int attention_splits(int64_t batch, int64_t queries, int groups, int c
   const int tiles = (capacity + kAttentionTile - 1) / kAttentionTile;
   const int warps = attention_warps(batch, queries, groups, multiprocessors);
   int splits = 1;
-  while (splits < kMaxAttentionSplits && splits * warps < tiles && pairs * splits * 2 <= 2 * multiprocessors)
+  while (splits < kMaxAttentionSplits && splits * warps < tiles && pairs * splits <= multiprocessors)
     splits *= 2;
   return splits;
 }

@@ -16,7 +16,7 @@ TEST(SparseAttentionDecode, FillsTheChipAndNoMore) {
         const int tiles = (capacity + kAttentionTile - 1) / kAttentionTile;
         EXPECT_EQ(splits & (splits - 1), 0);
         EXPECT_LE(splits, kMaxAttentionSplits);
-        EXPECT_TRUE(splits == 1 || batch * groups * splits <= 2 * kMultiprocessors);
+        EXPECT_TRUE(splits == 1 || batch * groups * splits <= int64_t{2} * kMultiprocessors);
         EXPECT_TRUE(splits == 1 || (splits / 2) * warps < tiles) << "warps without a tile";
       }
 }

@@ -9,9 +9,9 @@
 
 #include <string>
 
-#include "gsa/ops/indexer/activation.h"
 #include "gsa/ops/indexer/index_select.h"
 #include "gsa/ops/indexer/index_select_decode_cuda.h"
+#include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/ops/indexer/index_select_sm90.h"
 
 namespace gsa {
@@ -19,54 +19,16 @@ namespace {
 
 constexpr const char* kOp = "index_select";
 
-SelectBudget kernel_budget(BudgetRule rule) {
-  switch (rule) {
-    case BudgetRule::kFixed:
-      return SelectBudget::kFixed;
-    case BudgetRule::kInverse:
-      return SelectBudget::kInverse;
-    case BudgetRule::kAsPrinted:
-      return SelectBudget::kAsPrinted;
-    case BudgetRule::kRandom:
-      return SelectBudget::kRandom;
-    case BudgetRule::kEntropy:
-      return SelectBudget::kEntropy;
-    case BudgetRule::kMaxScore:
-      return SelectBudget::kMaxScore;
-  }
-  return SelectBudget::kFixed;  // never
-}
-
-IndexActivation kernel_activation(Activation activation) {
-  switch (activation) {
-    case Activation::kSigmoid:
-      return IndexActivation::kSigmoid;
-    case Activation::kHardSigmoid:
-      return IndexActivation::kHardSigmoid;
-    default:
-      return IndexActivation::kRelu;
-  }
-}
-
 bool is_hopper(const at::Tensor& tensor) {
   int major = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, tensor.get_device()));
   return major == 9;
 }
 
-/// Contiguous fp32 on the device of `like`: a copy where the tensor is not that already.
-at::Tensor as_floats(const std::optional<at::Tensor>& tensor, const at::Tensor& like) {
-  return tensor ? tensor->to(like.options().dtype(at::kFloat)).contiguous() : at::Tensor();
-}
-
 /// Contiguous and aligned as the copy engine needs it.
 at::Tensor as_loadable(const at::Tensor& tensor) {
   const at::Tensor whole = tensor.contiguous();
   return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 == 0 ? whole : whole.clone();
-}
-
-const float* floats_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
@@ -83,21 +45,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
                                                options, log_scale))
     return *decoded;
   IndexSelectParams params;
-  params.batch = index_query.size(0);
-  params.queries = index_query.size(1);
-  params.keys = index_key.size(1);
-  params.heads = static_cast<int>(index_query.size(2));
-  params.dim = static_cast<int>(index_query.size(3));
-  params.k_base = static_cast<int>(k_base);
-  params.k_min = static_cast<int>(k_min);
-  params.k_max = static_cast<int>(k_max);
-  params.capacity = static_cast<int>(selection_capacity(options));
-  params.keep_first = static_cast<int>(keep_first);
-  params.keep_recent = static_cast<int>(keep_recent);
-  params.query_tile = static_cast<int>(query_tile);
-  params.tile_factor = tile_factor;
-  params.activation = kernel_activation(parse_activation(kOp, activation));
-  params.budget = kernel_budget(parse_budget_rule(kOp, budget));
+  set_problem(params, index_query, index_key, options);
   if (index_query.scalar_type() != at::kBFloat16 || !is_hopper(index_query) ||
       !index_select_sm90_takes(params)) {
     TORCH_WARN_ONCE(kOp, ": no fused kernel for ", index_query.scalar_type(), " with J = ", params.heads,

@@ -83,17 +83,18 @@ __device__ inline float find_statistic(const IndexSelectDecodeParams& p, const W
   const int lane = threadIdx.x & 31;
   const int position = part.length - static_cast<int>(p.queries) + query;
   const Slot* slots = ws.slots + static_cast<size_t>(blockIdx.x - part.rank) * p.queries + query;
-  if (p.rule == DecodeBudget::kRandom) {  // the reference's draw: position times the golden ratio, modulo one
+  if (p.budget ==
+      SelectBudget::kRandom) {  // the reference's draw: position times the golden ratio, modulo one
     const auto draw = static_cast<unsigned>(position + 1) * 2654435769u;
     return static_cast<float>(draw / 4294967296.0 + 0.5);
   }
-  const bool by_peak = p.rule == DecodeBudget::kEntropy || p.rule == DecodeBudget::kMaxScore;
+  const bool by_peak = p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
   float peak = -INFINITY;
   if (by_peak)
     for (int r = lane; r < part.splits; r += 32)
       peak = fmaxf(peak, static_cast<float>(__ldcg(&slots[static_cast<int64_t>(r) * p.queries].a)));
   peak = warp_peak(peak);
-  if (p.rule == DecodeBudget::kMaxScore) return peak;
+  if (p.budget == SelectBudget::kMaxScore) return peak;
   double a = 0, b = 0, c = 0;
   for (int r = lane; r < part.splits; r += 32) {
     const Slot* slot = slots + static_cast<int64_t>(r) * p.queries;
@@ -118,8 +119,8 @@ __device__ inline float find_statistic(const IndexSelectDecodeParams& p, const W
 
 // The number of keys the query may get (semantics.md 4), before the length of its past limits it.
 __device__ inline int find_budget(const IndexSelectDecodeParams& p, float statistic) {
-  if (p.rule == DecodeBudget::kFixed) return min(max(p.k_base, p.k_min), p.k_max);
-  const bool inverse = p.rule == DecodeBudget::kInverse || p.rule == DecodeBudget::kMaxScore;
+  if (p.budget == SelectBudget::kFixed) return min(max(p.k_base, p.k_min), p.k_max);
+  const bool inverse = p.budget == SelectBudget::kInverse || p.budget == SelectBudget::kMaxScore;
   if (inverse && statistic <= 0) return p.k_max;
   const float ratio = inverse ? *p.running_mean / statistic : statistic / *p.running_mean;
   const float asked = rintf(ratio * static_cast<float>(p.k_base));
@@ -133,14 +134,15 @@ __device__ inline void start_search(const IndexSelectDecodeParams& p, const Work
   if (query >= p.queries) return;
   const Part part = shared.part;
   const int valid = max(part.length - static_cast<int>(p.queries) + query + 1, 0);
-  const float statistic = p.rule == DecodeBudget::kFixed ? 0.0f : find_statistic(p, ws, part, query);
+  const float statistic = p.budget == SelectBudget::kFixed ? 0.0f : find_statistic(p, ws, part, query);
   if (lane != 0) return;
   const int kept = min(valid, p.keep_first + p.keep_recent);
   Search& search = shared.search[query];
   search.count = min(find_budget(p, statistic), valid);
   search.wanted = search.count - kept;
   search.mode = search.wanted > 0 ? Mode::kBin : Mode::kNone;
-  if (part.rank == 0 && p.rule != DecodeBudget::kFixed) p.statistic[part.row * p.queries + query] = statistic;
+  if (part.rank == 0 && p.budget != SelectBudget::kFixed)
+    p.statistic[part.row * p.queries + query] = statistic;
 }
 
 __device__ inline void write_statistic(const IndexSelectDecodeParams& p, const Workspace& ws,

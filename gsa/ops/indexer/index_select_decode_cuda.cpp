@@ -14,63 +14,13 @@
 #include <utility>
 
 #include "gsa/base/check.h"
-#include "gsa/ops/indexer/activation.h"
 #include "gsa/ops/indexer/index_select_decode.h"
+#include "gsa/ops/indexer/index_select_problem.h"
 
 namespace gsa {
 namespace {
 
 constexpr const char* kOp = "index_select";
-
-IndexActivation kernel_activation(Activation activation) {
-  switch (activation) {
-    case Activation::kSigmoid:
-      return IndexActivation::kSigmoid;
-    case Activation::kHardSigmoid:
-      return IndexActivation::kHardSigmoid;
-    default:
-      return IndexActivation::kRelu;
-  }
-}
-
-DecodeBudget kernel_budget(BudgetRule rule) {
-  switch (rule) {
-    case BudgetRule::kFixed:
-      return DecodeBudget::kFixed;
-    case BudgetRule::kInverse:
-      return DecodeBudget::kInverse;
-    case BudgetRule::kAsPrinted:
-      return DecodeBudget::kAsPrinted;
-    case BudgetRule::kEntropy:
-      return DecodeBudget::kEntropy;
-    case BudgetRule::kMaxScore:
-      return DecodeBudget::kMaxScore;
-    default:
-      return DecodeBudget::kRandom;
-  }
-}
-
-IndexSelectDecodeParams sizes_of(const at::Tensor& index_query, const at::Tensor& index_key,
-                                 const IndexSelectOptions& options) {
-  IndexSelectDecodeParams params;
-  params.batch = index_query.size(0);
-  params.queries = index_query.size(1);
-  params.keys = index_key.size(1);
-  params.heads = static_cast<int>(index_query.size(2));
-  params.dim = static_cast<int>(index_query.size(3));
-  params.key_batch_stride = params.batch == 1 ? 0 : index_key.stride(0);
-  params.k_base = static_cast<int>(options.k_base);
-  params.k_min = static_cast<int>(options.k_min);
-  params.k_max = static_cast<int>(options.k_max);
-  params.capacity = static_cast<int>(selection_capacity(options));
-  params.keep_first = static_cast<int>(options.keep_first);
-  params.keep_recent = static_cast<int>(options.keep_recent);
-  params.query_tile = static_cast<int>(options.query_tile);
-  params.float8_keys = index_key.scalar_type() == at::kFloat8_e4m3fn;
-  params.activation = kernel_activation(parse_activation(kOp, options.activation));
-  params.rule = kernel_budget(parse_budget_rule(kOp, options.budget));
-  return params;
-}
 
 /// bf16, or FP8 for the dimensions that have a kernel for it; bf16 holds e4m3 exactly.
 at::Tensor as_kernel_dtype(const at::Tensor& index_key) {
@@ -83,14 +33,6 @@ at::Tensor as_kernel_dtype(const at::Tensor& index_key) {
 bool loadable(const at::Tensor& index_key) {
   return index_key.stride(2) == 1 && (index_key.size(1) == 1 || index_key.stride(1) == index_key.size(2)) &&
          reinterpret_cast<uintptr_t>(index_key.const_data_ptr()) % 16 == 0;
-}
-
-at::Tensor as_floats(const std::optional<at::Tensor>& tensor, const at::Tensor& like) {
-  return tensor ? tensor->to(like.options().dtype(at::kFloat)).contiguous() : at::Tensor();
-}
-
-const float* floats_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
 }
 
 /// Asked of the runtime, not of ATen: libgsa is not linked to libtorch_cuda.
@@ -148,7 +90,10 @@ std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decod
   const c10::cuda::CUDAGuard guard(index_query.device());
   const at::Tensor typed_key = as_kernel_dtype(index_key);
   const at::Tensor key = loadable(typed_key) ? typed_key : typed_key.clone(at::MemoryFormat::Contiguous);
-  IndexSelectDecodeParams params = sizes_of(index_query, key, options);
+  IndexSelectDecodeParams params;
+  set_problem(params, index_query, key, options);
+  params.key_batch_stride = params.batch == 1 ? 0 : key.stride(0);
+  params.float8_keys = key.scalar_type() == at::kFloat8_e4m3fn;
   if (device_attribute(cudaDevAttrComputeCapabilityMajor, key) != 9 || !index_select_decode_supported(params))
     return std::nullopt;
   at::Tensor query = index_query.contiguous();

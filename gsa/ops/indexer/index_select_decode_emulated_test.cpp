@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/testing/random.h"
 #include "gsa/testing/selection_cases.h"
 
@@ -35,16 +36,6 @@ using testing::SelectInputs;
 using testing::Selection;
 using testing::tied_select_inputs;
 
-DecodeBudget decode_budget(const std::string& rule) {
-  return static_cast<DecodeBudget>(parse_budget_rule("test", rule));  // of the same order
-}
-
-IndexActivation decode_activation(const std::string& name) {
-  return name == "sigmoid"        ? IndexActivation::kSigmoid
-         : name == "hard_sigmoid" ? IndexActivation::kHardSigmoid
-                                  : IndexActivation::kRelu;
-}
-
 /// index_select_decode_cuda.cpp's part, by hand. Runs twice, the second time on the workspace that the first
 /// left.
 Selection run_decode(const SelectInputs& in, const IndexSelectOptions& options, double mean,
@@ -53,22 +44,9 @@ Selection run_decode(const SelectInputs& in, const IndexSelectOptions& options, 
   const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
   const auto average = static_cast<float>(mean);
   IndexSelectDecodeParams params;
-  params.batch = query.size(0);
-  params.queries = query.size(1);
-  params.keys = key.size(1);
-  params.heads = static_cast<int>(query.size(2));
-  params.dim = static_cast<int>(query.size(3));
+  set_problem(params, query, key, options);
   params.key_batch_stride = key.stride(0);
-  params.k_base = static_cast<int>(options.k_base);
-  params.k_min = static_cast<int>(options.k_min);
-  params.k_max = static_cast<int>(options.k_max);
-  params.capacity = static_cast<int>(selection_capacity(options));
-  params.keep_first = static_cast<int>(options.keep_first);
-  params.keep_recent = static_cast<int>(options.keep_recent);
-  params.query_tile = 1;
   params.float8_keys = key.scalar_type() == at::kFloat8_e4m3fn;
-  params.activation = decode_activation(options.activation);
-  params.rule = decode_budget(options.budget);
   params.log_scale = &testing::kSelectLogScale;
   params.index_query = query.const_data_ptr();
   params.index_key = key.const_data_ptr();

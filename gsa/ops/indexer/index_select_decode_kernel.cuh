@@ -221,9 +221,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t first_row = static_cast<int64_t>(part.row) * tokens;
   for (int i = threadIdx.x; i < tokens * kBins; i += kThreads)
     if (histogram[i]) atomicAdd(ws.histogram + first_row * kBins + i, histogram[i]);
-  const bool fixed = p.rule == DecodeBudget::kFixed;  // its budget does not wait for the statistic
-  if (p.rule == DecodeBudget::kEntropy || p.rule == DecodeBudget::kMaxScore) {
-    const float scale = p.rule == DecodeBudget::kEntropy && p.log_scale ? expf(*p.log_scale) : 1.0f;
+  const bool fixed = p.budget == SelectBudget::kFixed;  // its budget does not wait for the statistic
+  if (p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore) {
+    const float scale = p.budget == SelectBudget::kEntropy && p.log_scale ? expf(*p.log_scale) : 1.0f;
     for (int query = 0; query < tokens; ++query)
       publish_peak(p, ws, shared, scale, scores + query * stride, query);
   } else if (!fixed) {

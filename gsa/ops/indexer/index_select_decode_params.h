@@ -9,17 +9,11 @@
 
 namespace gsa {
 
-// Every budget rule of index_select.h, in its order.
-enum class DecodeBudget { kFixed, kInverse, kAsPrinted, kEntropy, kMaxScore, kRandom };
-
-// `budget` of the base is not read, `rule` takes its place.
 struct IndexSelectDecodeParams : IndexSelectParams {
   // [batch] tokens in each row's cache, the new ones included, 0 .. keys; null: every row holds `keys`.
   const int32_t* lengths = nullptr;
-  const float* log_scale = nullptr;  // scalar, or null for 0; read by the entropy rule
-  int64_t key_batch_stride = 0;      // elements from one row's index keys to the next
-  DecodeBudget rule = DecodeBudget::kFixed;
-  bool float8_keys = false;  // index_key is e4m3, not bf16; dim 64 or 128
+  int64_t key_batch_stride = 0;  // elements from one row's index keys to the next
+  bool float8_keys = false;      // index_key is e4m3, not bf16; dim 64 or 128
   // The workspace's first index_select_decode_zeroed_bytes are zero: allocated so, or left by a launch of the
   // same shapes before. Else a memset goes before the kernel.
   bool workspace_zeroed = false;

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/testing/random.h"
 #include "gsa/testing/selection_cases.h"
 
@@ -78,27 +79,7 @@ Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options
   const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
   const auto average = static_cast<float>(mean);
   IndexSelectParams params;
-  params.batch = query.size(0);
-  params.queries = query.size(1);
-  params.keys = key.size(1);
-  params.heads = static_cast<int>(query.size(2));
-  params.dim = static_cast<int>(query.size(3));
-  params.k_base = static_cast<int>(options.k_base);
-  params.k_min = static_cast<int>(options.k_min);
-  params.k_max = static_cast<int>(options.k_max);
-  params.capacity = static_cast<int>(selection_capacity(options));
-  params.keep_first = static_cast<int>(options.keep_first);
-  params.keep_recent = static_cast<int>(options.keep_recent);
-  params.query_tile = static_cast<int>(options.query_tile);
-  params.tile_factor = options.tile_factor;
-  params.activation = options.activation == "sigmoid"        ? IndexActivation::kSigmoid
-                      : options.activation == "hard_sigmoid" ? IndexActivation::kHardSigmoid
-                                                             : IndexActivation::kRelu;
-  params.budget = options.budget == "fixed"        ? SelectBudget::kFixed
-                  : options.budget == "inverse"    ? SelectBudget::kInverse
-                  : options.budget == "as_printed" ? SelectBudget::kAsPrinted
-                  : options.budget == "entropy"    ? SelectBudget::kEntropy
-                                                   : SelectBudget::kMaxScore;
+  set_problem(params, query, key, options);
   params.log_scale = &testing::kSelectLogScale;
   params.index_query = query.const_data_ptr();
   params.index_key = key.const_data_ptr();
@@ -296,6 +277,21 @@ TEST_F(IndexSelectEmulated, SharedRowsInChunksAndWindows) {
   };
   check_exact_selection(rising(3, 24, 4500), shared_options(100, 16, 4, 30), select(size_t{3} << 19));
   check_exact_selection(rising(1, 110, 2500), shared_options(100, 20, 4, 30), select(size_t{1} << 20));
+  // Lists of several of the parts that the merge reads at a time.
+  check_exact_selection(rising(1, 40, 4500), shared_options(800, 8, 4, 30), select(size_t{1} << 20));
+}
+
+// Queries that agree leave a row short of keys with a positive margin: it is done again with longer lists.
+TEST_F(IndexSelectEmulated, SharedRowsOfQueriesThatAgree) {
+  SelectInputs in = tied_select_inputs(2, 96, 700, 4, 64);
+  in.query = in.query.slice(1, 0, 1).expand_as(in.query).contiguous();
+  in.weight = in.weight.slice(1, 0, 1).expand_as(in.weight).contiguous();
+  check_exact_selection(in, shared_options(60, 16, 2, 8), select_emulated);
+  // Only the last sequence's queries agree.
+  SelectInputs mixed = tied_select_inputs(2, 96, 700, 4, 64);
+  mixed.query.slice(0, 1, 2).copy_(in.query.slice(0, 1, 2));
+  mixed.weight.slice(0, 1, 2).copy_(in.weight.slice(0, 1, 2));
+  check_exact_selection(mixed, shared_options(60, 16, 2, 8), select_emulated);
 }
 
 }  // namespace

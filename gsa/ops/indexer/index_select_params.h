@@ -20,7 +20,7 @@ struct IndexSelectParams {
   int32_t* indices = nullptr;           // [batch, rows, capacity], ascending, padded with -1
   int32_t* counts = nullptr;            // [batch, rows]
   float* statistic = nullptr;           // [batch, queries]: what the rule reads (semantics.md, "Budgets")
-  void* workspace = nullptr;            // index_select_workspace_bytes(params, multiprocessors) bytes
+  void* workspace = nullptr;            // index_select_sm90_workspace(params) bytes
   int64_t batch = 0;
   int64_t queries = 0;  // T; query t sits at position t + keys - queries
   int64_t keys = 0;     // S >= T

@@ -73,20 +73,23 @@ TEST(IndexSelectPlan, TilesSpreadOverTheChipAndHaveLists) {
   params.heads = 4;
   params.dim = 64;
   params.k_max = 2048;
-  for (const int64_t batch : {1, 3})
-    for (const int64_t queries : {1, 33, 4096, 8192, 20000, 131072}) {
-      params.batch = batch;
-      params.queries = params.keys = queries;
-      const int blocks = block_count(params, 132);
-      const int64_t works = work_count(params), at_once = tiles_at_once(params, 132);
-      EXPECT_EQ(blocks, std::min<int64_t>(works, 132));
-      EXPECT_EQ(at_once, std::min(works, int64_t{3} * blocks));
-      EXPECT_EQ(workspace_bytes(params, 132),
-                kHeaderBytes + size_t(at_once) * kTileQueries * row_capacity(2048, queries) * 8);
-    }
-  for (const int heads : {1, 2, 4, 8})
-    for (const int dim : {32, 64, 128})
-      EXPECT_EQ(block_queries(heads, dim), kTileQueries * consumer_warpgroups(heads, dim));
+  struct Expected {
+    int64_t batch, queries, tiles;
+    int blocks;
+    int64_t at_once;
+  };
+  for (const auto& [batch, queries, tiles, blocks, at_once] :
+       {Expected{1, 1, 1, 1, 1}, Expected{1, 33, 2, 2, 2}, Expected{3, 33, 6, 6, 6},
+        Expected{1, 8192, 256, 132, 256}, Expected{1, 20000, 625, 132, 396},
+        Expected{2, 131072, 8192, 132, 396}}) {
+    params.batch = batch;
+    params.queries = params.keys = queries;
+    EXPECT_EQ(work_count(params), tiles);
+    EXPECT_EQ(block_count(params, 132), blocks);
+    EXPECT_EQ(tiles_at_once(params, 132), at_once);
+    EXPECT_EQ(workspace_bytes(params, 132),
+              kHeaderBytes + static_cast<size_t>(32 * at_once * row_capacity(2048, queries) * 8));
+  }
 }
 
 IndexSelectParams shared_problem(int64_t batch, int64_t queries, int64_t keys, int k, int query_tile) {

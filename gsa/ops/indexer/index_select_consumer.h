@@ -94,8 +94,8 @@ struct Consumer {
   __device__ __forceinline__ void flush_if_due(Row& row, int asked) {
     constexpr int kAdds = S::kColumns / 4, kSoon = 3;
     const int staged = static_cast<int>(row.next - first_staged());
-    const bool must = __any_sync(kWarp, staged > (kStaged - kAdds) * kStagedStep);
-    if (must || asked == products) {
+    // Lanes may have read different requests: one is enough for all.
+    if (__any_sync(kWarp, asked == products || staged > (kStaged - kAdds) * kStagedStep)) {
       flush(row);
     } else if (__any_sync(kWarp, staged > (kStaged - kAdds - kSoon) * kStagedStep)) {
       if (lane() == 0) *flush_request() = products + 1;

@@ -1,4 +1,4 @@
-// The consumers of the key stream: a warpgroup scores 32 queries, its warps finish 8 rows each.
+// The consumers of the key stream: a warpgroup scores 32 queries and leaves a list of each.
 #pragma once
 
 #include "gsa/cuda/mbarrier.h"
@@ -22,29 +22,30 @@ struct Consumer {
   const RowStore store;
   const bool wild_keys;
   cuda::RingPosition<Group<S>::kStages> at;
-  int works;         // of the whole grid
-  int first_row;     // of the tile, among the rows of all tiles (shared rows only)
-  int products = 0;  // scored so far
+  int works;          // of the whole grid
+  int64_t first_row;  // of the tile's lists
+  int products = 0;   // scored so far
 
   static __device__ __forceinline__ int lane() { return threadIdx.x & 31; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32 - 4; }
+  // Whether rows are shared by query_tile queries.
+  __device__ __forceinline__ bool shares() const { return p.query_tile > 1; }
+  // Positions up to the query's that are selected anyway.
+  __device__ __forceinline__ int kept(int position) const {
+    return min(p.keep_first + p.keep_recent, position + 1);
+  }
   __device__ __forceinline__ WarpScratch& scratch() { return shared.warps[warp()]; }
-  __device__ __forceinline__ Notes<S>& notes() { return shared.notes[warp()][lane()]; }
+  __device__ __forceinline__ RowNotes& notes() { return shared.notes[warp()][lane()]; }
   __device__ __forceinline__ uint32_t first_staged() {
     return cuda::mbarrier_address(&scratch().staged[0][lane()]);
   }
-  // The list of the warp's row r.
-  __device__ __forceinline__ uint8_t* list(int r) const {
-    // Shared rows are merged by another kernel: each keeps its list.
-    const size_t first =
-        S::kShared ? first_row : (static_cast<size_t>(warp() / 4) * gridDim.x + blockIdx.x) * kTileQueries;
-    return store.row(first + 8 * (warp() % 4) + r);
-  }
+  // The first of the warp's eight lists.
+  __device__ __forceinline__ uint8_t* lists() const { return store.row(first_row + 8 * (warp() % 4)); }
 
   // Moves what the lanes have staged to the rows' lists, and trims lists that could not take as much again.
   // The warp copies lane after lane, so that stores go to neighbouring addresses.
   __device__ __forceinline__ void flush(Row& row) {
-    Notes<S>& notes = this->notes();
+    RowNotes& notes = this->notes();
     const int mine = static_cast<int>(row.next - first_staged()) / kStagedStep;
     // Bytes: how many the first one, two, three and four lanes of the quad have.
     uint32_t ends = mine * (0x01010101u << (8 * (lane() & 3)));
@@ -59,7 +60,7 @@ struct Consumer {
     for (int first = 0; first < most; first += 32) {
       constexpr int kFlight = 8;
       const uint32_t from = cuda::mbarrier_address(scratch().staged[min(first + lane(), kStaged - 1)]);
-      uint8_t* to = list(0) + 8 * (first + lane());
+      uint8_t* to = lists() + 8 * (first + lane());
       for (int other = 0; other < 32; other += kFlight) {
         uint2 entries[kFlight];
 #pragma unroll
@@ -75,17 +76,13 @@ struct Consumer {
     row.next = first_staged();
     const int count = notes.count + static_cast<int>(ends >> 24);
     notes.count = count;
-    const bool full = count > store.row_limit - kLanesPerRow * kStaged;
+    const bool full = count > full_list(store.row_limit);
     if (__any_sync(kWarp, full)) {
       const Trimmed left =
-          trim_full_rows(list(0), store.row_limit, count, row.gate, notes.need, full, scratch().digits);
+          trim_full_rows(lists(), store.row_limit, count, row.gate, notes.need, full, scratch().digits);
       if (left.total >= 0) notes.count = left.total;
       row.gate = left.gate;
     }
-  }
-
-  __device__ __forceinline__ volatile int* flush_request() {
-    return &group.flush_request;
   }
 
   // Flushes when a stage might not hold what the next product adds, or better before, when all warps of the
@@ -94,11 +91,11 @@ struct Consumer {
   __device__ __forceinline__ void flush_if_due(Row& row, int asked) {
     constexpr int kAdds = S::kColumns / 4, kSoon = 3;
     const int staged = static_cast<int>(row.next - first_staged());
-    // Lanes may have read different requests: one is enough for all.
+    // Lane 0 has read the request.
     if (__any_sync(kWarp, asked == products || staged > (kStaged - kAdds) * kStagedStep)) {
       flush(row);
     } else if (__any_sync(kWarp, staged > (kStaged - kAdds - kSoon) * kStagedStep)) {
-      if (lane() == 0) *flush_request() = products + 1;
+      if (lane() == 0) atomicMax(&group.flush_request, products + 1);
     }
     ++products;
   }
@@ -113,10 +110,10 @@ struct Consumer {
     for (int half = 0; half < kBlockKeys / S::kColumns; ++half) {
       float logits[S::kProducts][S::kColumns / 2];
       issue_products<S>(q, stage, half * S::kColumns, logits);
+      const int asked = lane() == 0 ? atomicMax(&group.flush_request, -1) : -1;
       cuda::wgmma_wait<0>();
 #pragma unroll
       for (int i = 0; i < S::kProducts; ++i) cuda::wgmma_pin(logits[i]);
-      const int asked = *flush_request();
       if (half == kBlockKeys / S::kColumns - 1) {
         __syncwarp();
         if (lane() == 0) cuda::mbarrier_arrive(&group.empty[at.slot]);
@@ -136,7 +133,7 @@ struct Consumer {
   __device__ __forceinline__ void look_ahead(const Work& work, int64_t query, RowOf<S>& row) {
     Query<S> q;
     load_query<S>(p, work.batch, query, q);
-    Notes<S>& notes = this->notes();
+    RowNotes& notes = this->notes();
     row.gate = kInfinity;
     row.next = first_staged();
     const int samples = work.samples * kBlockKeys;
@@ -154,10 +151,9 @@ struct Consumer {
 
   // Sets the gate from the histogram of a sample, and the scale for what will pass it.
   __device__ __forceinline__ void sample_gate(const Query<S>& q, const Work& work, RowOf<S>& row) {
-    Notes<S>& notes = this->notes();
+    RowNotes& notes = this->notes();
     const int samples = work.samples * kBlockKeys;
-    const int rank = sample_rank(samples, max(notes.need, 1),
-                                 S::kShared ? max(row_last<S>(notes) + 1, 1) : notes.position + 1);
+    const int rank = sample_rank(samples, max(notes.need, 1), max(notes.end, 1));
     __syncwarp();
     for (int i = lane(); i < 8 * kBins; i += 32) scratch().sampled[i / kBins][i % kBins] = 0;
     __syncwarp();
@@ -185,10 +181,10 @@ struct Consumer {
     const bool careful = wild_keys || __any_sync(kWarp, q.wild);
     // Blocks [first_plain, last_plain) hold only keys that every query of the tile may choose.
     const int first_plain = (p.keep_first + kBlockKeys - 1) / kBlockKeys;
-    int last = static_cast<int>(work.first_position);
-    if constexpr (S::kShared) last -= static_cast<int>(work.first_query % p.query_tile) + 1;
-    const int last_plain = careful ? 0 : (last - p.keep_recent + 1) / kBlockKeys;
-    Notes<S>& notes = this->notes();
+    const int last = static_cast<int>(work.first_position) + (shares() ? 0 : 1) -
+                     static_cast<int>(work.first_query % p.query_tile);
+    const int last_plain = careful ? 0 : (last - p.keep_recent) / kBlockKeys;
+    RowNotes& notes = this->notes();
     notes.skipped = 0;
     row.sum = row.squares = 0;
     if constexpr (S::kSoftmax) row.forget();
@@ -196,24 +192,31 @@ struct Consumer {
       if (i >= first_plain)
         for (; i < last_plain; ++i) take_block<Take::kPlain>(q, i * kBlockKeys, Bounds{}, row);
       if (i == work.key_blocks) break;
-      const Bounds bounds{notes.position, p.keep_first,
-                          max(0, row_last<S>(notes) - p.keep_recent + 1 - p.keep_first)};
+      const Bounds bounds{notes.position, p.keep_first, max(0, notes.end - p.keep_recent - p.keep_first)};
       take_block<Take::kMasked>(q, i++ * kBlockKeys, bounds, row);
     }
     flush(row);
   }
 
-  // Leaves row r of the warp, of budget k, to the merge.
-  __device__ __forceinline__ void note_row(const RowView& view, int k, int r) {
+  // Leaves a shared row's list to the merge.
+  __device__ __forceinline__ void note_row(const RowView& list, int k, Scale scale, int r) {
     SharedRow* rows = reinterpret_cast<SharedRow*>(store.row(static_cast<size_t>(works) * kTileQueries));
-    note_shared_row(view, k, shared.notes[warp()][4 * r].scale, scratch(),
-                    rows[first_row + 8 * (warp() % 4) + r]);
+    const float threshold = kth_entry(list, k, scale, scratch());
+    if (lane() == 0) rows[first_row + 8 * (warp() % 4) + r] = SharedRow{list.total, threshold, k, 0};
   }
 
-  // Trims and emits the warp's rows. Returns whether one came out short because its guessed gate was too
-  // high: then it loses the gate, and the tile runs again; finished rows close theirs.
+  __device__ __forceinline__ void write_row(const RowView& list, int need, Scale scale, int position,
+                                            int64_t token) {
+    RowWriter writer{p.indices + token * p.capacity, min(p.keep_first, position + 1),
+                     max(0, position + 1 - p.keep_recent), position};
+    const int written = finish_row(list, need, scale, writer, p.capacity, scratch());
+    if (lane() == 0) p.counts[token] = written;
+  }
+
+  // Finishes the warp's rows. Returns whether one came out short because its guessed gate was too high: then
+  // it loses the gate, and the tile runs again; finished rows close theirs.
   __device__ __forceinline__ bool finish(const Work& work, int64_t query, RowOf<S>& row) {
-    Notes<S>& notes = this->notes();
+    RowNotes& notes = this->notes();
     const int position = notes.position;
     const float n = fmaxf(static_cast<float>(position + 1) - cuda::warp_sum<4>(notes.skipped), 1.0f);
     const float mean = cuda::warp_sum<4>(row.sum) / n;
@@ -225,27 +228,22 @@ struct Consumer {
     else
       statistic = find_statistic(p, variance, position);
     const int64_t first_token = work.batch * p.queries + query - lane() / 4;
-    // Any query of a shared row may turn out to have the largest budget.
     const int budget = open ? find_budget<S::kSoftmax>(p, statistic, position) : 0;
-    const int need = !open ? 0 : S::kShared ? notes.need : budget - notes.kept;
+    // Any query of a shared row may turn out to have the largest budget.
+    const int need = !open ? 0 : shares() ? notes.need : budget - kept(position);
     const bool short_of = open && need > notes.count && row.gate > -kInfinity;
     if (open && (lane() & 3) == 0) p.statistic[first_token + lane() / 4] = statistic;
-    if constexpr (!S::kShared) clear_bitmap(scratch().bitmap);  // staged survivors lay there
+    if (!shares()) clear_bitmap(scratch().bitmap);  // staged survivors lay there
     for (int r = 0; r < 8; ++r) {
       if (!__shfl_sync(kWarp, static_cast<int>(open && !short_of), 4 * r)) continue;
-      const RowView view{list(r), __shfl_sync(kWarp, notes.count, 4 * r)};
-      if constexpr (S::kShared) {
-        note_row(view, __shfl_sync(kWarp, budget, 4 * r), r);
-        continue;
-      }
+      const RowView list{store.row(first_row + 8 * (warp() % 4) + r), __shfl_sync(kWarp, notes.count, 4 * r)};
+      const int k = __shfl_sync(kWarp, shares() ? budget : need, 4 * r);
       const int last = __shfl_sync(kWarp, position, 4 * r);
-      const int wanted = __shfl_sync(kWarp, need, 4 * r);
-      const int64_t token = first_token + r;
-      RowWriter writer{p.indices + token * p.capacity, min(p.keep_first, last + 1),
-                       max(0, last + 1 - p.keep_recent), last};
       const Scale scale = shared.notes[warp()][4 * r].scale;
-      const int written = finish_row(view, wanted, scale, writer, p.capacity, scratch());
-      if (lane() == 0) p.counts[token] = written;
+      if (shares())
+        note_row(list, k, scale, r);
+      else
+        write_row(list, k, scale, last, first_token + r);
     }
     row.gate = short_of ? -kInfinity : kInfinity;
     notes.count = 0;
@@ -254,18 +252,19 @@ struct Consumer {
 
   __device__ __forceinline__ void run_tile(const Work& work, int* again) {
     const int64_t query = work.first_query + threadIdx.x % 128 / kLanesPerRow;
-    Notes<S>& notes = this->notes();
-    notes = Notes<S>{RowNotes{{}, 0, 0, -1, 0, 0}};
-    if constexpr (S::kShared) first_row = static_cast<int>(first_row_of<S>(p, work));
+    RowNotes& notes = this->notes();
+    notes = RowNotes{{}, 0, 0, -1, 0, 0};
+    // The lists of shared rows stay for the kernel that merges them; others are this warpgroup's.
+    first_row =
+        shares() ? first_row_of(p, work) : (int64_t{warp() / 4} * gridDim.x + blockIdx.x) * kTileQueries;
     if (query < p.queries) {
-      const int position = static_cast<int>(query + p.keys - p.queries);
-      notes.position = position;
-      if constexpr (S::kShared) {
+      const int position = notes.position = static_cast<int>(query + p.keys - p.queries);
+      if (shares()) {
         notes.end = position - static_cast<int>(query % p.query_tile);
         notes.need = p.again == nullptr ? shared_first_need(p, notes.end) : shared_need(p, notes.end);
       } else {
-        notes.kept = min(p.keep_first + p.keep_recent, position + 1);
-        notes.need = full_budget(p, position) - notes.kept;
+        notes.end = position + 1;
+        notes.need = full_budget(p, position) - kept(position);
       }
     }
     RowOf<S> row;

@@ -26,35 +26,24 @@
 namespace gsa::fused_select {
 
 // A few shapes are enough, and all would take minutes to compile.
-template <bool kShared>
-cudaError_t launch_some(const IndexSelectParams& p, cudaStream_t stream) {
+static cudaError_t launch_some(const IndexSelectParams& p, cudaStream_t stream) {
   using enum IndexActivation;
   if (p.heads == 4 && p.dim == 64 && p.activation == kHardSigmoid)
-    return launch<Shape<4, 64, kHardSigmoid, kShared>>(p, stream);
+    return launch<Shape<4, 64, kHardSigmoid>>(p, stream);
   if (p.heads == 1 && p.dim == 32 && p.activation == kSigmoid)
-    return launch<Shape<1, 32, kSigmoid, kShared>>(p, stream);
-  if (p.heads == 8 && p.dim == 128 && p.activation == kRelu)
-    return launch<Shape<8, 128, kRelu, kShared>>(p, stream);
+    return launch<Shape<1, 32, kSigmoid>>(p, stream);
+  if (p.heads == 8 && p.dim == 128 && p.activation == kRelu) return launch<Shape<8, 128, kRelu>>(p, stream);
   return cudaErrorNotSupported;
 }
 
 cudaError_t launch_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some<false>(p, stream);
+  return launch_some(p, stream);
 }
 cudaError_t launch_hard_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some<false>(p, stream);
+  return launch_some(p, stream);
 }
 cudaError_t launch_relu(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some<false>(p, stream);
-}
-cudaError_t launch_shared_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some<true>(p, stream);
-}
-cudaError_t launch_shared_hard_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some<true>(p, stream);
-}
-cudaError_t launch_shared_relu(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some<true>(p, stream);
+  return launch_some(p, stream);
 }
 
 }  // namespace gsa::fused_select

@@ -1,5 +1,5 @@
 // Finishing a row by its warp: the exact cut, mostly from the row's histogram, and the chosen positions in
-// order.
+// order; of shared rows, which another kernel merges, the score of the k-th best alone.
 #pragma once
 
 #include "gsa/cuda/reduction.h"
@@ -173,6 +173,24 @@ __device__ __forceinline__ int finish_row(const RowView& row, int need, Scale sc
   }
   for (int i = writer.written + (threadIdx.x & 31); i < capacity; i += 32) writer.out[i] = -1;
   return writer.written;
+}
+
+// The score of the k-th best entry of a row, or of its worst where it has fewer; infinity for an empty one.
+__device__ __forceinline__ float kth_entry(const RowView& row, int k, Scale scale, WarpScratch& scratch) {
+  if (row.total == 0) return kInfinity;
+  Cut cut = Cut::everything();
+  __syncwarp();
+  if (row.total > k) {
+    if (cut_by_histogram<false>(row, k, scale, scratch, cut)) return ordered_value(cut.key);
+    __syncwarp();
+    cut = radix_cut(row, k, scratch.digits);
+  }
+  // That cut may lie between two scores.
+  uint32_t lowest = 0xffffffffu;
+  for_each_entry(row, [&](bool held, uint2 entry) {
+    if (held && cut.takes(entry)) lowest = min(lowest, ordered_key(__uint_as_float(entry.x)));
+  });
+  return ordered_value(__reduce_min_sync(kWarp, lowest));
 }
 
 }  // namespace gsa::fused_select

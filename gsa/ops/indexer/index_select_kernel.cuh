@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(Layout<S>::kThreads, 1)
                   const __grid_constant__ CUtensorMap strided, int row_limit, int works) {
   Layout<S>& shared = cuda::shared_memory<Layout<S>>();
   Header* header = static_cast<Header*>(p.workspace);
-  if (S::kShared && p.again != nullptr && header->rows_again == 0) return;
+  if (p.again != nullptr && header->rows_again == 0) return;
   if (threadIdx.x == 0) {
     for (Group<S>& group : shared.groups) {
       for (int i = 0; i < Group<S>::kStages; ++i) {
@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(Layout<S>::kThreads, 1)
       tile_barrier(number);
       const int tile = group.tile;
       if (tile >= works) return;
-      const Work work = find_work<S>(p, row_limit, tile);
-      if (is_wanted<S>(p, work))
+      const Work work = find_work(p, row_limit, tile);
+      if (is_wanted(p, work))
         consumer.run_tile(work, &group.again[round & 1]);
       else
         tile_barrier(number);
@@ -107,35 +107,35 @@ cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
                       static_cast<int>(works));
 }
 
-template <IndexActivation kActivation, bool kShared, int kHeads>
+template <IndexActivation kActivation, int kHeads>
 cudaError_t launch_dim(const IndexSelectParams& p, cudaStream_t stream) {
   switch (p.dim) {
 #ifndef GSA_ONLY64
     case 32:
-      return launch<Shape<kHeads, 32, kActivation, kShared>>(p, stream);
+      return launch<Shape<kHeads, 32, kActivation>>(p, stream);
     case 128:
-      return launch<Shape<kHeads, 128, kActivation, kShared>>(p, stream);
+      return launch<Shape<kHeads, 128, kActivation>>(p, stream);
 #endif
     case 64:
-      return launch<Shape<kHeads, 64, kActivation, kShared>>(p, stream);
+      return launch<Shape<kHeads, 64, kActivation>>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }
 }
 
-template <IndexActivation kActivation, bool kShared = false>
+template <IndexActivation kActivation>
 cudaError_t launch_heads(const IndexSelectParams& p, cudaStream_t stream) {
   switch (p.heads) {
 #ifndef GSA_ONLY64
     case 1:
-      return launch_dim<kActivation, kShared, 1>(p, stream);
+      return launch_dim<kActivation, 1>(p, stream);
     case 2:
-      return launch_dim<kActivation, kShared, 2>(p, stream);
+      return launch_dim<kActivation, 2>(p, stream);
     case 8:
-      return launch_dim<kActivation, kShared, 8>(p, stream);
+      return launch_dim<kActivation, 8>(p, stream);
 #endif
     case 4:
-      return launch_dim<kActivation, kShared, 4>(p, stream);
+      return launch_dim<kActivation, 4>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }

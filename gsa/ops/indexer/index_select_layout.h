@@ -6,9 +6,10 @@
 #include "gsa/cuda/tma.h"
 #include "gsa/ops/indexer/index_select_finish.h"
 #include "gsa/ops/indexer/index_select_plan.h"
+#include "gsa/ops/indexer/index_select_row.h"
 #include "gsa/ops/indexer/index_select_score.h"
-#include "gsa/ops/indexer/index_select_shared.h"
 #include "gsa/ops/indexer/index_select_stage.h"
+#include "gsa/ops/indexer/index_select_trim.h"
 
 namespace gsa::fused_select {
 
@@ -41,7 +42,7 @@ struct Layout {
 
   Group<S> groups[S::kConsumers];
   WarpScratch warps[kWarps];
-  Notes<S> notes[kWarps][32];
+  RowNotes notes[kWarps][32];
 };
 
 struct Work {
@@ -53,7 +54,6 @@ struct Work {
 };
 
 // Longest tiles first, so that the last ones to finish are short.
-template <class S>
 __device__ __forceinline__ Work find_work(const IndexSelectParams& p, int row_limit, int number) {
   const int tiles = static_cast<int>((p.queries + kTileQueries - 1) / kTileQueries);
   Work work;
@@ -62,16 +62,16 @@ __device__ __forceinline__ Work find_work(const IndexSelectParams& p, int row_li
   work.first_position = work.first_query + p.keys - p.queries;
   const int64_t end = min(p.keys, work.first_position + kTileQueries);
   work.key_blocks = static_cast<int>((end + kBlockKeys - 1) / kBlockKeys);
-  const int64_t before = S::kShared ? work.first_query % p.query_tile : 0;  // of the first query's tile
-  work.samples = sample_blocks(work.first_position - before, row_limit);
+  // The first query's candidates lie before this.
+  const int64_t before = work.first_position - work.first_query % p.query_tile;
+  work.samples = sample_blocks(before, row_limit);
   return work;
 }
 
 // Whether a tile has queries of shared rows that are done again; always true the first time.
-template <class S>
 __device__ __forceinline__ bool is_wanted(const IndexSelectParams& p, const Work& work) {
-  if (!S::kShared || p.again == nullptr) return true;
-  const int32_t* again = p.again + work.batch * ((p.queries + p.query_tile - 1) / p.query_tile);
+  if (p.again == nullptr) return true;
+  const int32_t* again = p.again + work.batch * rows_of(p);
   const int64_t end = min(p.queries, work.first_query + kTileQueries);
   bool wanted = false;
   for (int64_t row = work.first_query / p.query_tile; row * p.query_tile < end; ++row)
@@ -80,7 +80,6 @@ __device__ __forceinline__ bool is_wanted(const IndexSelectParams& p, const Work
 }
 
 // The first of the tile's rows, where the rows of all tiles lie side by side, sequence by sequence.
-template <class S>
 __device__ __forceinline__ int64_t first_row_of(const IndexSelectParams& p, const Work& work) {
   const int64_t tiles = (p.queries + kTileQueries - 1) / kTileQueries;
   return work.batch * tiles * kTileQueries + work.first_query;
@@ -125,8 +124,8 @@ __device__ void produce(const IndexSelectParams& p, const CUtensorMap* keys, con
     if (leader) group.again[(round + 1) & 1] = 0;
     const int number = group.tile;
     if (number >= works) return;
-    const Work work = find_work<S>(p, row_limit, number);
-    if (!is_wanted<S>(p, work)) {
+    const Work work = find_work(p, row_limit, number);
+    if (!is_wanted(p, work)) {
       tile_barrier(group_number);  // everyone has read the number
       continue;
     }

@@ -90,7 +90,8 @@ struct Merger {
       if (next < 0 && __any_sync(kWarp, later)) next = first;
       if (!__any_sync(kWarp, earlier)) break;
     }
-    cursor = next >= 0 ? next : row.count;
+    __syncwarp();  // all lanes have read it
+    if ((threadIdx.x & 31) == 0) cursor = next >= 0 ? next : row.count;
   }
 
   // Appends what of the window lies above the gate.

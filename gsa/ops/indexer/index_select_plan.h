@@ -1,6 +1,7 @@
 // Sizes and heuristics of the fused index_select: pure functions, shared by host, device and tests.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@
 
 namespace gsa::fused_select {
 
+constexpr int kTileQueries = 32;     // of a warpgroup
 constexpr int kBlockKeys = 64;       // keys of one block of the key stream
 constexpr int kSampleStride = 32;    // the sample takes every 32nd key
 constexpr int kLanesPerRow = 4;      // threads that share a query's scores
@@ -30,10 +32,15 @@ GSA_HOST_DEVICE constexpr int64_t row_capacity(int k_max, int64_t keys) {
   return (2 * need + int64_t{2} * kLanesPerRow * kStaged + 15) / 16 * 16;
 }
 
-// Strided sample blocks that all lie before `first_position`, the first query of a tile; none while a list
-// holds every key anyway.
+// A list with more entries is trimmed, so that it has room for what its lanes may have staged.
+GSA_HOST_DEVICE constexpr int full_list(int row_capacity) {
+  return row_capacity - kLanesPerRow * kStaged;
+}
+
+// Strided sample blocks that all lie before `first_position`, the first query of a tile; none while the lists
+// hold every key of the tile anyway.
 GSA_HOST_DEVICE constexpr int sample_blocks(int64_t first_position, int row_capacity) {
-  if (first_position < row_capacity) return 0;
+  if (first_position + kTileQueries <= full_list(row_capacity)) return 0;
   return static_cast<int>(first_position / (int64_t{kBlockKeys} * kSampleStride));
 }
 
@@ -51,8 +58,6 @@ GSA_HOST_DEVICE inline int sample_rank(int samples, int need, int64_t valid) {
   const float rank = samples * share + 4.0f * spread + 4.0f;
   return rank < samples ? static_cast<int>(rank) : samples + 1;
 }
-
-constexpr int kTileQueries = 32;  // of a warpgroup
 
 // Warpgroups of a block, each with a tile and a ring of keys of its own. 8 heads leave registers for two of
 // them, keys of 128 dimensions shared memory.
@@ -101,6 +106,10 @@ struct SharedRow {
   int32_t unused;
 };
 
+GSA_HOST_DEVICE inline int64_t rows_of(const IndexSelectParams& p) {
+  return (p.queries + p.query_tile - 1) / p.query_tile;
+}
+
 // Keys before the tile that a row holds whose largest budget is k, kept ones included.
 GSA_HOST_DEVICE inline int shared_keys(double tile_factor, int k) {
   return static_cast<int>(rint(tile_factor * k));
@@ -123,10 +132,10 @@ GSA_HOST_DEVICE inline int shared_need(const IndexSelectParams& p, int start) {
 }
 
 // How many it hands over at first: its k_max best, so all of positive margin. That is enough where these fill
-// the row, as they do unless the tile's queries agree nearly completely or there are few candidates.
+// the row, as they do unless the tile's queries agree nearly completely or nearly all candidates are needed.
 GSA_HOST_DEVICE inline int shared_first_need(const IndexSelectParams& p, int start) {
   const int need = shared_need(p, start), candidates = start - shared_kept(p, start);
-  return candidates > 2 * need && p.k_max < need ? p.k_max : need;
+  return candidates > need + need / 4 && p.k_max < need ? p.k_max : need;
 }
 
 // The most entries of a row that may be needed.
@@ -179,7 +188,7 @@ inline SharedSpace shared_space(const IndexSelectParams& p, int merged) {
   const size_t rows = p.batch * space.padded;
   space.rows_at = kHeaderBytes + rows * space.row_limit * 8;
   space.merged_at = space.rows_at + rows * sizeof(SharedRow);
-  const size_t tiles = p.batch * ((p.queries + p.query_tile - 1) / p.query_tile);
+  const size_t tiles = p.batch * rows_of(p);
   space.again_at = space.merged_at + tiles * merged * sizeof(int64_t);
   space.bytes = space.again_at + tiles * sizeof(int32_t);
   return space;
@@ -213,16 +222,19 @@ inline SharedPlan plan_shared(const IndexSelectParams& p, int multiprocessors,
   return plan;
 }
 
-// A chunk as a problem of its own: queries end where the chunk does, and keys with its last query.
+// A chunk as a problem of its own: queries end where the chunk does, and keys with its last query. What does
+// not fill a chunk comes first, where there are the fewest keys.
 inline IndexSelectParams shared_chunk(const IndexSelectParams& p, const SharedPlan& plan, int64_t number) {
-  const int64_t b = number / plan.chunks_of_sequence * plan.batch;
-  const int64_t q = number % plan.chunks_of_sequence * plan.queries;
-  const int64_t rows = (p.queries + p.query_tile - 1) / p.query_tile;
+  const int64_t b = number / plan.chunks_of_sequence * plan.batch, part = number % plan.chunks_of_sequence;
+  const int64_t rows = rows_of(p), chunk_rows = (plan.queries + p.query_tile - 1) / p.query_tile;
+  const int64_t first_row = std::max<int64_t>(0, rows - (plan.chunks_of_sequence - part) * chunk_rows);
+  const int64_t end_row = rows - (plan.chunks_of_sequence - 1 - part) * chunk_rows;
+  const int64_t q = first_row * p.query_tile;
   IndexSelectParams chunk = p;
-  chunk.batch = p.batch - b < plan.batch ? p.batch - b : plan.batch;
-  chunk.queries = p.queries - q < plan.queries ? p.queries - q : plan.queries;
+  chunk.batch = std::min(p.batch - b, plan.batch);
+  chunk.queries = std::min(end_row * p.query_tile, p.queries) - q;
   chunk.keys = p.keys - p.queries + q + chunk.queries;
-  const int64_t token = b * p.queries + q, row = b * rows + q / p.query_tile;
+  const int64_t token = b * p.queries + q, row = b * rows + first_row;
   chunk.index_query = static_cast<const char*>(p.index_query) + token * p.heads * p.dim * 2;
   chunk.index_key = static_cast<const char*>(p.index_key) + b * p.keys * p.dim * 2;
   chunk.head_weight = p.head_weight + token * p.heads;

@@ -16,12 +16,11 @@
 namespace gsa::fused_select {
 
 // A single head is scored as two equal ones of half the weight.
-template <int kHeads_, int kDim_, IndexActivation kActivation_, bool kShared_ = false, bool kSoftmax_ = false>
+template <int kHeads_, int kDim_, IndexActivation kActivation_, bool kSoftmax_ = false>
 struct Shape {
   static constexpr int kHeads = kHeads_;
   static constexpr int kDim = kDim_;
   static constexpr IndexActivation kActivation = kActivation_;
-  static constexpr bool kShared = kShared_;    // rows of query_tile queries
   static constexpr bool kSoftmax = kSoftmax_;  // sums for the entropy and the maximum, too
   static constexpr int kProducts = kHeads == 1 ? 1 : kHeads / 2;
   static constexpr int kScored = 2 * kProducts;

@@ -22,14 +22,13 @@ static bool wants_softmax(const IndexSelectParams& p) {
 
 cudaError_t launch_stream(const IndexSelectParams& p, cudaStream_t stream) {
   if (wants_softmax(p)) return launch_softmax(p, stream);
-  const bool shared = p.query_tile > 1;
   switch (p.activation) {
     case IndexActivation::kSigmoid:
-      return shared ? launch_shared_sigmoid(p, stream) : launch_sigmoid(p, stream);
+      return launch_sigmoid(p, stream);
     case IndexActivation::kHardSigmoid:
-      return shared ? launch_shared_hard_sigmoid(p, stream) : launch_hard_sigmoid(p, stream);
+      return launch_hard_sigmoid(p, stream);
     case IndexActivation::kRelu:
-      return shared ? launch_shared_relu(p, stream) : launch_relu(p, stream);
+      return launch_relu(p, stream);
   }
   return cudaErrorInvalidValue;
 }

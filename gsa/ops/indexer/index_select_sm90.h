@@ -26,18 +26,13 @@ namespace fused_select {
 // Of the current device.
 int multiprocessors();
 
-// The kernel by activation, after the workspace's header is ready.
+// The kernel by activation, after the workspace's header is ready; for shared rows it leaves lists.
 cudaError_t launch_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_hard_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
 cudaError_t launch_relu(const IndexSelectParams& params, cudaStream_t stream);
 
-// The same for kEntropy and kMaxScore, single and shared rows.
+// The same for kEntropy and kMaxScore.
 cudaError_t launch_softmax(const IndexSelectParams& params, cudaStream_t stream);
-
-// The same for queries of shared rows: fills the lists.
-cudaError_t launch_shared_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
-cudaError_t launch_shared_hard_sigmoid(const IndexSelectParams& params, cudaStream_t stream);
-cudaError_t launch_shared_relu(const IndexSelectParams& params, cudaStream_t stream);
 
 // The one of these that the problem wants.
 cudaError_t launch_stream(const IndexSelectParams& params, cudaStream_t stream);

@@ -7,8 +7,7 @@ namespace {
 
 template <IndexActivation kActivation>
 cudaError_t launch_rows(const IndexSelectParams& p, cudaStream_t stream) {
-  return p.query_tile > 1 ? launch<Shape<4, 64, kActivation, true, true>>(p, stream)
-                          : launch<Shape<4, 64, kActivation, false, true>>(p, stream);
+  return launch<Shape<4, 64, kActivation, true>>(p, stream);
 }
 
 }  // namespace

@@ -50,14 +50,14 @@ struct SoftmaxRow : Row {
 template <class S>
 using RowOf = std::conditional_t<S::kSoftmax, SoftmaxRow, Row>;
 
-// And what it needs seldom, in shared memory.
+// And what it needs seldom, in shared memory. Seven words, so that neighbours lie in different banks.
 struct RowNotes {
   Scale scale;   // of the row's histogram
   int count;     // survivors in the list
   int skipped;   // valid keys of this lane whose score is NaN
   int position;  // of the query; -1: no query
-  int kept;      // positions selected anyway
-  int need;      // the most others that the row may need
+  int end;       // candidates lie before: the query itself is one, or with shared rows those before its tile
+  int need;      // the most candidates that the row may need
 };
 
 // How far a lane's staging place moves by this score. In assembly, so that it is a selection and no branch.

@@ -8,7 +8,8 @@
 // and then orders the list:
 //   sort      by which quarters of the tile (16 queries) want a key, so that whole blocks can be skipped;
 //   emit      blocks of 64 keys, the query sets transposed to one mask of keys for each query.
-// Nothing depends on the order in which threads run: atomics only set bits.
+// A long walk is sorted and emitted in segments, each when it has grown long enough.
+// No walk depends on the order in which threads run: atomics only set bits.
 #include "gsa/cuda/reduction.h"
 #include "gsa/ops/sparse_attention/sparse_attention_walk.h"
 
@@ -17,12 +18,12 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRange = 12288;  // keys marked at a time: 96 KiB of query sets, two thread blocks on an SM
+constexpr int kRange = kWalkRange;  // keys marked at a time: 96 KiB of query sets, two thread blocks on an SM
 constexpr int kKeysPerWarp = kRange / kWarps;
 constexpr int kLanesPerRow = kThreads / kTileQueries;
 constexpr int kChunk = kLanesPerRow * 4;  // row entries read at a time
 constexpr int kSpare = 0x7fffffff;
-constexpr int kMaxBlocks = kMaxWalk / kBlockKeys;
+constexpr int kMaxBlocks = kMaxSegment / kBlockKeys;
 
 struct Shared {
   uint32_t low[kRange];   // query set of a key, queries 0..31; later the classes of the collected keys
@@ -31,8 +32,9 @@ struct Shared {
   uint16_t visits[kMaxBlocks];  // when each block of the sorted list is visited
   uint8_t wants[kMaxBlocks];    // which quarters want each block, in the order of visits
 };
-static_assert(sizeof(Shared::low) + sizeof(Shared::high) >= kMaxWalk,
-              "one class byte for each key of a walk");
+static_assert(sizeof(Shared::low) + sizeof(Shared::high) >= kMaxSegment,
+              "one class byte for each key of a segment");
+static_assert(kLongSegment + kRange <= kMaxSegment);
 
 // A row of indices as its 8 lanes read it.
 struct RowReader {
@@ -91,9 +93,8 @@ __device__ void mark_range(Shared& shared, RowReader& row, int begin, int end) {
   }
 }
 
-// Appends the marked keys of a range; returns how many there are, or would be if they fitted.
-__device__ int collect_range(Shared& shared, int begin, int found, int32_t* keys, uint64_t* masks,
-                             int capacity) {
+// Appends the marked keys of a range; returns how many there are, or would be if `room` held them.
+__device__ int collect_range(Shared& shared, int begin, int found, int32_t* keys, uint64_t* masks, int room) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first = warp * kKeysPerWarp;
   constexpr int kSteps = kKeysPerWarp / 32;
@@ -115,7 +116,7 @@ __device__ int collect_range(Shared& shared, int begin, int found, int32_t* keys
   for (int step = 0; step < kSteps; ++step) {
     const int i = first + step * 32 + lane;
     const int at = position + __popc(present[step] & ((1u << lane) - 1));
-    if ((present[step] >> lane & 1) && at < capacity) {
+    if ((present[step] >> lane & 1) && at < room) {
       keys[at] = begin + i;
       masks[at] = uint64_t(shared.low[i]) | uint64_t(shared.high[i]) << 32;
     }
@@ -226,59 +227,70 @@ __device__ void emit_distances(const Shared& shared, uint64_t* masks, int blocks
   }
 }
 
+// Sorts what was found and writes it as blocks from `keys` and `masks` on; returns how many.
+__device__ int emit_segment(Shared& shared, int32_t* keys, uint64_t* masks, const int32_t* found_keys,
+                            const uint64_t* found_masks, int found) {
+  const int blocks = (found + kBlockKeys - 1) / kBlockKeys;
+  sort_by_class(shared, found_masks, found, keys);
+  for (int block = threadIdx.x / 32; block < blocks; block += kWarps) {
+    const int visit = shared.visits[block];
+    const int quarters = emit_block(keys + visit * kBlockKeys, masks + int64_t(visit) * kMaskWords,
+                                    found_keys, found_masks, found - block * kBlockKeys);
+    if (threadIdx.x % 32 == 0) shared.wants[visit] = uint8_t(quarters);
+  }
+  __syncthreads();
+  emit_distances(shared, masks, blocks);
+  __syncthreads();
+  return blocks;
+}
+
 __global__ void __launch_bounds__(kThreads)
-    build_walks(SparseAttentionParams p, Walks walks, int tile_queries, int first_tile, int tiles) {
+    build_walks(SparseAttentionParams p, Walks walks, int tile_queries, int first, int tiles) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int tiles_per_batch = tiles_of(p.queries, tile_queries);
-  int32_t* found_keys = walks.scratch_keys + int64_t(blockIdx.x) * walks.capacity;
-  uint64_t* found_masks = walks.scratch_masks + int64_t(blockIdx.x) * walks.capacity;
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int batch = (first_tile + tile) / tiles_per_batch;
-    const int query = (first_tile + tile) % tiles_per_batch * tile_queries;
+  int32_t* found_keys = walks.scratch_keys + int64_t(blockIdx.x) * walks.segment;
+  uint64_t* found_masks = walks.scratch_masks + int64_t(blockIdx.x) * walks.segment;
+  for (int place = blockIdx.x; place < tiles; place += gridDim.x) {
+    const int tile = tile_at(walks, first + place);
+    if (tile < 0) return;
+    const int batch = tile / tiles_per_batch, query = tile % tiles_per_batch * tile_queries;
+    int32_t* keys = walks.keys + int64_t(place) * walks.capacity;
+    uint64_t* masks = walks.masks + int64_t(place) * (walks.capacity / kBlockKeys) * kMaskWords;
     const int end = min(query + tile_queries, p.queries);
     const int limit = end + p.keys - p.queries;
     RowReader row = open_row(p, batch, query + threadIdx.x / kLanesPerRow, end);
-    int found = 0;
+    int found = 0, blocks = 0;
     for (int begin = 0; begin < limit; begin += kRange) {
       uint4* sets = reinterpret_cast<uint4*>(shared.low);
       for (int i = threadIdx.x; i < 2 * kRange / 4; i += kThreads) sets[i] = make_uint4(0, 0, 0, 0);
       __syncthreads();
       mark_range(shared, row, begin, begin + kRange);
       __syncthreads();
-      found += collect_range(shared, begin, found, found_keys, found_masks, walks.capacity);
+      found += collect_range(shared, begin, found, found_keys, found_masks, walks.segment);
+      if (found > walks.segment) break;
+      if (begin + kRange >= limit || (walks.long_walks && found > kLongSegment)) {
+        blocks += emit_segment(shared, keys + blocks * kBlockKeys, masks + int64_t(blocks) * kMaskWords,
+                               found_keys, found_masks, found);
+        found = 0;
+      }
     }
-    const bool fits = found <= walks.capacity;
-    const int blocks = fits ? (found + kBlockKeys - 1) / kBlockKeys : 0;
     if (threadIdx.x == 0) {
-      walks.blocks[tile] = blocks;
-      walks.redo[first_tile + tile] = !fits;
+      walks.blocks[place] = blocks;
+      if (found > 0) append(walks.overflow, tile);
     }
-    if (!fits) continue;
-    int32_t* keys = walks.keys + int64_t(tile) * walks.capacity;
-    uint64_t* masks = walks.masks + int64_t(tile) * (walks.capacity / kBlockKeys) * kMaskWords;
-    sort_by_class(shared, found_masks, found, keys);
-    for (int block = threadIdx.x / 32; block < blocks; block += kWarps) {
-      const int visit = shared.visits[block];
-      const int quarters = emit_block(keys + visit * kBlockKeys, masks + int64_t(visit) * kMaskWords,
-                                      found_keys, found_masks, found - block * kBlockKeys);
-      if (threadIdx.x % 32 == 0) shared.wants[visit] = uint8_t(quarters);
-    }
-    __syncthreads();
-    emit_distances(shared, masks, blocks);
-    __syncthreads();
   }
 }
 
 }  // namespace
 
 cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int tile_queries,
-                               int first_tile, int tiles, cudaStream_t stream) {
+                               int first, int tiles, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(build_walks, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
   if (error != cudaSuccess) return error;
   build_walks<<<min(tiles, walks.builders), kThreads, sizeof(Shared), stream>>>(params, walks, tile_queries,
-                                                                                first_tile, tiles);
+                                                                                first, tiles);
   return cudaGetLastError();
 }
 

@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(threads(kSets), 1) attend_tiles(const __grid_c
   if (threadIdx.x == 0) {
     for (int i = 0; i < Layout::kCount; ++i) {
       cuda::mbarrier_init(&full[i], 128);
-      cuda::mbarrier_init(&empty[i], 4 * job.packing.warpgroups);
+      cuda::mbarrier_init(&empty[i], 128 * job.packing.warpgroups);
     }
     *reinterpret_cast<int*>(memory + Layout::kTurn) = 0;
     cuda::mbarrier_init_fence();

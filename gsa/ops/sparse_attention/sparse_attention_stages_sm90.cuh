@@ -43,12 +43,13 @@ struct Tile {
 template <bool kSharedRow>
 __device__ bool locate(const Job& job, Tile& tile) {
   const SparseAttentionParams& p = job.p;
-  tile.row = blockIdx.x % job.tiles;
+  const int blocks_per_tile = job.packing.parts * p.kv_heads;
+  // Last tiles first: they have the most keys, and the short ones fill the end.
+  tile.row = job.tiles - 1 - static_cast<int>(blockIdx.x) / blocks_per_tile;
   tile.index = kSharedRow ? tile.row : tile_at(job.walks, job.first + tile.row);
   if (tile.index < 0) return false;
-  const int rest = blockIdx.x / job.tiles;
-  tile.part = rest % job.packing.parts;
-  tile.kv_head = rest / job.packing.parts;
+  tile.part = static_cast<int>(blockIdx.x) % blocks_per_tile % job.packing.parts;
+  tile.kv_head = static_cast<int>(blockIdx.x) % blocks_per_tile / job.packing.parts;
   const int per_batch = tiles_of(p.queries, job.packing.queries);
   tile.batch = tile.index / per_batch;
   tile.first_query = tile.index % per_batch * job.packing.queries;
@@ -182,12 +183,11 @@ struct Reader {
   }
 
   // Gives back the stages of all blocks before `block`. A stage may be given back only once it was filled,
-  // wanted or not.
+  // wanted or not. Every thread arrives for its own reads.
   __device__ __forceinline__ void free_before(int block) {
-    __syncwarp();
     for (; freed < block; ++freed) {
       wait(freed);
-      if (threadIdx.x % 32 == 0) cuda::mbarrier_arrive(&empty[freed % Layout::kCount]);
+      cuda::mbarrier_arrive(&empty[freed % Layout::kCount]);
     }
   }
 };

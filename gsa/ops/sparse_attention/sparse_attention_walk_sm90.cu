@@ -21,14 +21,17 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kRange = kWalkRange;  // keys marked at a time: 96 KiB of query sets, two thread blocks on an SM
 constexpr int kKeysPerWarp = kRange / kWarps;
 constexpr int kLanesPerRow = kThreads / kTileQueries;
-constexpr int kChunk = kLanesPerRow * 4;  // row entries read at a time
+constexpr int kChunk = kLanesPerRow * 4;  // row entries of one read
+constexpr int kReads = 4;                 // in flight
 constexpr int kSpare = 0x7fffffff;
+constexpr int kClasses = 16;  // of keys: sets of quarters that want one
 constexpr int kMaxBlocks = kMaxSegment / kBlockKeys;
 
 struct Shared {
   uint32_t low[kRange];   // query set of a key, queries 0..31; later the classes of the collected keys
   uint32_t high[kRange];  // queries 32..63
   int counts[kWarps];
+  int in_class[kWarps][kClasses];
   uint16_t visits[kMaxBlocks];  // when each block of the sorted list is visited
   uint8_t wants[kMaxBlocks];    // which quarters want each block, in the order of visits
 };
@@ -77,12 +80,12 @@ __device__ void mark_range(Shared& shared, RowReader& row, int begin, int end) {
   };
   bool more = row.cursor < row.count;
   while (__any_sync(0xffffffffu, more)) {
-    int4 e[2];
+    int4 e[kReads];
 #pragma unroll
-    for (int u = 0; u < 2; ++u)
+    for (int u = 0; u < kReads; ++u)
       e[u] = more ? row.load(row.cursor + u * kChunk) : make_int4(kSpare, kSpare, kSpare, kSpare);
 #pragma unroll
-    for (int u = 0; u < 2; ++u) {
+    for (int u = 0; u < kReads; ++u) {
       mark(e[u].x), mark(e[u].y), mark(e[u].z), mark(e[u].w);
       // The last entry of the chunk tells whether all of it lies before the end of the range.
       const int last = __shfl_sync(0xffffffffu, e[u].w, kLanesPerRow - 1, kLanesPerRow);
@@ -142,34 +145,46 @@ __device__ int visit_of(int block, int blocks) {
 }
 
 // Writes to `order` the places of the collected keys by class, ascending inside a class, blocks as they are
-// visited. Warp w places class w.
+// visited. Each warp counts, then places, the keys of one stretch.
 __device__ void sort_by_class(Shared& shared, const uint64_t* masks, int found, int32_t* order) {
-  static_assert(kWarps == 16);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   uint8_t* classes = reinterpret_cast<uint8_t*>(shared.low);
-  const int padded = (found + 127) / 128 * 128, blocks = (found + kBlockKeys - 1) / kBlockKeys;
-  for (int i = threadIdx.x; i < padded; i += kThreads) classes[i] = i < found ? quarters_of(masks[i]) : 0;
+  const int blocks = (found + kBlockKeys - 1) / kBlockKeys;
+  const int stretch = (found + kThreads - 1) / kThreads * 32, begin = warp * stretch;
+  const int end = min(begin + stretch, found);
+  for (int i = threadIdx.x; i < found; i += kThreads) classes[i] = quarters_of(masks[i]);
   for (int i = threadIdx.x; i < blocks; i += kThreads) shared.visits[i] = uint16_t(visit_of(i, blocks));
+  int* mine = shared.in_class[warp];
+  if (lane < kClasses) mine[lane] = 0;
   __syncthreads();
-  int mine = 0;
-  for (int i = lane * 4; i < padded; i += 128) {
-    const uint32_t four = *reinterpret_cast<const uint32_t*>(classes + i);
-    mine += __popc(__vcmpeq4(four, warp * 0x01010101u)) / 8;
+  // Of 32 keys, each with the others of its class; the lowest lane of a class keeps the count.
+  for (int base = begin; base < end; base += 32) {
+    const int key_class = base + lane < end ? classes[base + lane] : 0;
+    const uint32_t peers = __match_any_sync(0xffffffffu, key_class);
+    if ((peers & ((1u << lane) - 1)) == 0) mine[key_class] += __popc(peers);
+    __syncwarp();
   }
-  mine = __reduce_add_sync(0xffffffffu, mine);
-  if (lane == 0) shared.counts[warp] = warp == 0 ? 0 : mine;
   __syncthreads();
-  const int count = lane < kWarps ? shared.counts[lane] : 0;
-  int position = __shfl_sync(0xffffffffu, cuda::warp_exclusive_sum(count), warp);
-  if (warp > 0 && mine > 0) {
-#pragma unroll 4
-    for (int i = lane; i < padded; i += 32) {
-      const bool match = classes[i] == warp;
-      const uint32_t matches = __ballot_sync(0xffffffffu, match);
-      const int at = position + __popc(matches & ((1u << lane) - 1));
-      if (match) order[shared.visits[at / kBlockKeys] * kBlockKeys + at % kBlockKeys] = i;
-      position += __popc(matches);
+  int before = 0, total = 0;  // of class `lane`: in the stretches before, in all
+  if (lane > 0 && lane < kClasses) {
+    for (int w = 0; w < kWarps; ++w) {
+      const int count = shared.in_class[w][lane];
+      before += w < warp ? count : 0;
+      total += count;
     }
+  }
+  const int position = cuda::warp_exclusive_sum(total) + before;
+  __syncthreads();
+  if (lane < kClasses) mine[lane] = position;
+  __syncwarp();
+  for (int base = begin; base < end; base += 32) {
+    const int i = base + lane, key_class = i < end ? classes[i] : 0;
+    const uint32_t peers = __match_any_sync(0xffffffffu, key_class);
+    const int rank = __popc(peers & ((1u << lane) - 1)), at = mine[key_class] + rank;
+    if (i < end) order[shared.visits[at / kBlockKeys] * kBlockKeys + at % kBlockKeys] = i;
+    __syncwarp();
+    if (rank == 0) mine[key_class] = at + __popc(peers);
+    __syncwarp();
   }
   __syncthreads();
 }
@@ -244,7 +259,7 @@ __device__ int emit_segment(Shared& shared, int32_t* keys, uint64_t* masks, cons
   return blocks;
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     build_walks(SparseAttentionParams p, Walks walks, int tile_queries, int first, int tiles) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);

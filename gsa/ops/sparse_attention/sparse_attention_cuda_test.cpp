@@ -179,9 +179,49 @@ TEST_F(SparseAttentionCuda, EveryGroupSize) {
 TEST_F(SparseAttentionCuda, LongWalks) {
   check({1, 1000, 4096, 8, 2, 128, 512, 1});
   check({1, 300, 40000, 4, 1, 128, 300, 1});  // several ranges of keys
-  check({1, 200, 40000, 4, 1, 64, 700, 1});   // more distinct keys than a walk holds
   check({1, 70, 1 << 20, 2, 1, 64, 64, 1});
   check({1, 128, 1 << 18, 2, 1, 64, 1000, 64});
+}
+
+TEST_F(SparseAttentionCuda, MoreKeysThanAUsualWalkHolds) {
+  check({1, 200, 40000, 4, 1, 64, 700, 1});
+  check({2, 150, 70000, 8, 2, 128, 1500, 1, Counts::kMixed});  // several segments; some tiles overflow
+  check({1, 97, 20000, 2, 2, 128, 1000, 1});
+  check({1, 50, 30000, 12, 1, 64, 1001, 1, Counts::kOftenEmpty});
+  check({1, 49, 50000, 10, 1, 128, 3000, 1});
+}
+
+TEST_F(SparseAttentionCuda, RoundsOfLongWalksEqualTilesAlone) {
+  // 130 tiles of 64 queries: long walks for all would need twice the workspace. A tile's result depends
+  // neither on its company nor on the round. Every third tile fits a usual walk.
+  constexpr int64_t kQueries = 130 * 64, kKeys = 131072, kCapacity = 2048, kStride = kKeys / kCapacity;
+  const auto floats = at::TensorOptions(at::Device(at::kCUDA, 0)).dtype(at::kFloat);
+  const auto ints = floats.dtype(at::kInt);
+  const auto random = [&](int64_t tokens) { return at::randn({1, tokens, 2, 64}, floats).to(at::kBFloat16); };
+  const at::Tensor tile = at::arange(kQueries, ints).floor_divide(64).view({1, kQueries, 1});
+  const at::Tensor shift = at::where(tile.remainder(3).eq(1), tile.remainder(kStride),
+                                     at::randint(0, kStride, {1, kQueries, kCapacity}, ints));
+  const Inputs in{random(kQueries),
+                  random(kKeys),
+                  random(kKeys),
+                  (at::arange(kCapacity, ints) * kStride + shift).to(at::kInt),
+                  at::full({1, kQueries}, kCapacity, ints),
+                  1};
+  const auto [out, lse] = run(in);
+  for (const int64_t first : {0, 1, 64, 100, 129}) {
+    SCOPED_TRACE("tile " + std::to_string(first));
+    const int64_t begin = first * 64, end = begin + 64, keys = kKeys - kQueries + end;
+    const at::Tensor rows = in.indices.slice(1, begin, end), held = rows.lt(keys);
+    const Inputs alone{in.query.slice(1, begin, end), in.key.slice(1, 0, keys),
+                       in.value.slice(1, 0, keys),    at::where(held, rows, at::full_like(rows, -1)),
+                       held.sum(-1, false, at::kInt), 1};
+    const auto [alone_out, alone_lse] = run(alone);
+    EXPECT_TRUE(testing::same_elements(alone_out, out.slice(1, begin, end)));
+    EXPECT_TRUE(testing::same_elements(alone_lse, lse.slice(1, begin, end)));
+    const auto [exact_out, exact_lse] = exact(alone);
+    EXPECT_TRUE(testing::within_tolerance(alone_out, plain(alone), exact_out));
+    EXPECT_LT(testing::max_error(alone_lse, exact_lse), 1e-4);
+  }
 }
 
 TEST_F(SparseAttentionCuda, SelectionsThatFollowTheQuery) {
@@ -199,14 +239,15 @@ TEST_F(SparseAttentionCuda, SelectionsThatFollowTheQuery) {
 }
 
 TEST_F(SparseAttentionCuda, NanOutsideARowStaysOutside) {
-  for (const int64_t tile : {1, 64}) {
-    SCOPED_TRACE("query_tile " + std::to_string(tile));
-    Inputs in = random_inputs({1, 128, 512, 8, 2, 128, 40, tile}, at::kBFloat16);
-    // Key 511 lies in the future of all queries but the last; every row gets it as its last entry.
-    in.indices.select(2, 39).fill_(511);
+  for (const Shape& shape : {Shape{1, 128, 512, 8, 2, 128, 40, 1}, Shape{1, 128, 512, 8, 2, 128, 40, 64},
+                             Shape{1, 128, 40000, 8, 2, 128, 1200, 1}}) {
+    SCOPED_TRACE(name_of(shape));
+    Inputs in = random_inputs(shape, at::kBFloat16);
+    // The last key lies in the future of all queries but the last; every row gets it as its last entry.
+    in.indices.select(2, shape.capacity - 1).fill_(static_cast<int>(shape.keys - 1));
     Inputs clean = in;
     clean.value = in.value.clone();
-    in.value.select(1, 511).fill_(std::nan(""));
+    in.value.select(1, shape.keys - 1).fill_(std::nan(""));
     const at::Tensor out = std::get<0>(run(in)), expected = std::get<0>(run(clean));
     EXPECT_FALSE(out.slice(1, 0, 127).isnan().any().item<bool>());
     EXPECT_TRUE(out.select(1, 127).isnan().all().item<bool>());

@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kSlots = 4;            // keys in work
+constexpr int kRedoSpan = 4;         // queries that a thread block takes at a time in a second pass
+constexpr int kRedoBlocks = 1056;    // of a second pass, which mostly finds nothing to do
 constexpr int kLanes = 32 / kSlots;  // lanes of a key
 
 __device__ float4 load4(const float* p) {
@@ -129,41 +131,45 @@ __device__ void attend_query(const SparseAttentionParams& p, int batch, int t, i
     p.lse[at] = partial.sum != 0 ? (partial.maximum + log2f(partial.sum)) * 0.6931471805599453f : -INFINITY;
 }
 
-// A thread block attends `span` neighbouring queries, a tile of `redo`. Warps side by side take the heads of
-// one group.
+// A thread block attends `span` neighbouring queries of a tile of `tile_queries` at a time. Warps side by
+// side take the heads of one group.
 template <typename T, int E>
 __global__ void __launch_bounds__(32 * kWarps)
-    attend_queries(SparseAttentionParams p, const int32_t* redo, int span) {
-  if (redo != nullptr && redo[blockIdx.x] == 0) return;
-  const int per_batch = tiles_of(p.queries, span);
-  const int batch = blockIdx.x / per_batch, first = blockIdx.x % per_batch * span;
-  for (int i = threadIdx.x / 32; i < span * p.heads; i += kWarps) {
-    const int t = first + i / p.heads;
-    if (t < p.queries) attend_query<T, E>(p, batch, t, i % p.heads);
+    attend_queries(SparseAttentionParams p, const int32_t* redo, int tile_queries, int span) {
+  const int spans = tile_queries / span, per_batch = tiles_of(p.queries, tile_queries);
+  const int all = redo != nullptr ? redo[0] * spans : static_cast<int>(gridDim.x);
+  for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
+    const int part = static_cast<int>(i);
+    const int tile = redo != nullptr ? redo[1 + part / spans] : part;
+    const int batch = tile / per_batch, first = tile % per_batch * tile_queries + part % spans * span;
+    for (int pair = threadIdx.x / 32; pair < span * p.heads; pair += kWarps) {
+      const int t = first + pair / p.heads;
+      if (t < p.queries) attend_query<T, E>(p, batch, t, pair % p.heads);
+    }
   }
 }
 
 template <typename T>
 cudaError_t launch(const SparseAttentionParams& p, const int32_t* redo, int redo_queries,
                    cudaStream_t stream) {
-  // As a second pass over tiles that are rarely there the grid should be small; alone it should fill the
-  // chip.
-  const int span = redo != nullptr ? redo_queries : 1;
-  const int64_t grid = int64_t(p.batch) * tiles_of(p.queries, span);
-  if (grid == 0) return cudaSuccess;
-  const unsigned blocks = static_cast<unsigned>(grid);
+  const int tile_queries = redo != nullptr ? redo_queries : 1;
+  const int span = redo != nullptr ? kRedoSpan : 1;
+  if (tile_queries % span != 0) return cudaErrorInvalidValue;
+  const int64_t most = int64_t(p.batch) * tiles_of(p.queries, tile_queries) * (tile_queries / span);
+  if (most == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>(redo != nullptr ? min(most, int64_t{kRedoBlocks}) : most);
   switch (p.dim) {
     case 32:
-      attend_queries<T, 32><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, span);
+      attend_queries<T, 32><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, tile_queries, span);
       break;
     case 64:
-      attend_queries<T, 64><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, span);
+      attend_queries<T, 64><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, tile_queries, span);
       break;
     case 128:
-      attend_queries<T, 128><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, span);
+      attend_queries<T, 128><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, tile_queries, span);
       break;
     case 256:
-      attend_queries<T, 256><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, span);
+      attend_queries<T, 256><<<blocks, 32 * kWarps, 0, stream>>>(p, redo, tile_queries, span);
       break;
     default:
       return cudaErrorInvalidValue;

@@ -45,14 +45,27 @@ constexpr int64_t round_up(int64_t x, int64_t unit) {
   return (x + unit - 1) / unit * unit;
 }
 
-inline constexpr int kMaxWalk = 65536;
+inline constexpr int kWalkRange = 12288;   // keys that the builder of a walk looks at together
+inline constexpr int kMaxSegment = 65536;  // keys that it sorts together
+inline constexpr int kLongSegment = 16384;
 
-// Keys that the walk of one tile may hold. Real selections stay below 7 times the budget; a tile with more
-// distinct keys than fit here goes to the generic kernel.
-constexpr int walk_capacity(int keys, int capacity) {
-  const int64_t all = std::min<int64_t>(keys, int64_t{kTileQueries} * capacity);
-  const int64_t most = std::clamp<int64_t>(8 * int64_t{capacity}, 16384, kMaxWalk);
-  return static_cast<int>(round_up(std::min(all, most), kBlockKeys));
+// Distinct keys that a tile can want at most.
+constexpr int64_t distinct_keys(int keys, int capacity, int tile_queries) {
+  return std::min<int64_t>(keys, int64_t{tile_queries} * capacity);
+}
+
+// Keys that the walk of a tile may hold in the first rounds. Real selections stay below 7 times the budget; a
+// tile with more distinct keys overflows, and is attended in the rounds for long walks.
+constexpr int walk_capacity(int keys, int capacity, int tile_queries) {
+  const int64_t most = std::clamp<int64_t>(8 * int64_t{capacity}, 16384, kMaxSegment);
+  return static_cast<int>(round_up(std::min(distinct_keys(keys, capacity, tile_queries), most), kBlockKeys));
+}
+
+// The same for long walks: room for all, and for the part of its last block that each segment leaves empty. A
+// segment ends with the range in which it passes kLongSegment.
+constexpr int long_walk_capacity(int keys, int capacity, int tile_queries) {
+  const int64_t all = distinct_keys(keys, capacity, tile_queries);
+  return static_cast<int>(round_up(all, kBlockKeys) + all / kLongSegment * kBlockKeys);
 }
 
 // One block of a walk: 64 masks (of query q: which of the block's keys it attends), the set of queries that
@@ -60,37 +73,77 @@ constexpr int walk_capacity(int keys, int capacity) {
 // lies.
 inline constexpr int kMaskWords = kBlockKeys + 2;
 
-// Where the parts of the workspace begin, in bytes. Walks are built for `chunk_tiles` tiles at a time, so
-// that the workspace stays small.
-struct WalkWorkspace {
-  int capacity;     // keys of a walk
-  int chunk_tiles;  // tiles of one round
-  int builders;     // thread blocks of the kernel that builds walks; each owns scratch for one tile
-  size_t keys, masks, blocks, redo, scratch_keys, scratch_masks, bytes;
+// Walks are built for some tiles at a time, so that the workspace stays small. Offsets are in bytes.
+struct WalkRound {
+  int capacity = 0;  // keys of a walk
+  int tiles = 0;     // of one round; 0: there are no such rounds
+  int segment = 0;   // keys of a tile that are sorted together, at most
+  int builders = 0;  // thread blocks of the kernel that builds walks; each owns scratch for one segment
+  size_t keys = 0, masks = 0, blocks = 0, scratch_keys = 0, scratch_masks = 0, end = 0;
 };
 
-inline WalkWorkspace walk_workspace(int64_t tiles, int keys, int capacity) {
-  constexpr size_t kBudget = size_t{224} << 20;
-  constexpr int kMaxBuilders = 264;
-  WalkWorkspace w{};
-  w.capacity = walk_capacity(keys, capacity);
-  const size_t walk = size_t(w.capacity) * 4 + size_t(w.capacity / kBlockKeys) * kMaskWords * 8 + 4;
-  const int64_t rounds = std::max<int64_t>(1, (tiles * walk + kBudget - 1) / kBudget);
-  w.chunk_tiles = static_cast<int>((tiles + rounds - 1) / rounds);
-  w.builders = std::min(w.chunk_tiles, kMaxBuilders);
-  size_t offset = 0;
-  const auto take = [&offset](size_t bytes) {
+inline constexpr size_t kWalkBudget = size_t{224} << 20;
+inline constexpr int kMaxBuilders = 264;
+
+// Rounds over `tiles` tiles that need `per_tile` bytes each, their parts from `offset` on.
+inline WalkRound place_round(int64_t tiles, int64_t capacity, int64_t segment, int64_t per_tile,
+                             size_t offset) {
+  WalkRound round;
+  const int64_t budget = static_cast<int64_t>(kWalkBudget);
+  const int64_t most = std::max<int64_t>(1, budget / per_tile);
+  const int64_t rounds = std::max<int64_t>(1, (tiles + most - 1) / most);
+  round.capacity = static_cast<int>(capacity);
+  round.segment = static_cast<int>(segment);
+  round.tiles = static_cast<int>((tiles + rounds - 1) / rounds);
+  round.builders = std::min(round.tiles, kMaxBuilders);
+  const auto take = [&offset](int64_t bytes) {
     const size_t start = offset;
-    offset += round_up(static_cast<int64_t>(bytes), 256);
+    offset += round_up(bytes, 256);
     return start;
   };
-  w.keys = take(size_t(w.chunk_tiles) * w.capacity * 4);
-  w.masks = take(size_t(w.chunk_tiles) * (w.capacity / kBlockKeys) * kMaskWords * 8);
-  w.blocks = take(size_t(w.chunk_tiles) * 4);
-  w.redo = take(size_t(tiles) * 4);
-  w.scratch_keys = take(size_t(w.builders) * w.capacity * 4);
-  w.scratch_masks = take(size_t(w.builders) * w.capacity * 8);
-  w.bytes = offset;
+  round.keys = take(round.tiles * capacity * 4);
+  round.masks = take(round.tiles * (capacity / kBlockKeys) * kMaskWords * 8);
+  round.blocks = take(round.tiles * int64_t{4});
+  round.scratch_keys = take(round.builders * segment * 4);
+  round.scratch_masks = take(round.builders * segment * 8);
+  round.end = offset;
+  return round;
+}
+
+// What is noted of tiles: lists (how many, then which, in any order) and flags. All of it starts as zeros.
+struct TileNotes {
+  size_t overflow;  // [1 + tiles] int32
+  size_t redo;      // [1 + tiles]
+  size_t redone;    // [tiles]
+  size_t bytes;
+};
+
+constexpr TileNotes place_notes(int64_t tiles) {
+  const size_t list = size_t(tiles + 1) * 4;
+  return {0, list, 2 * list, 2 * list + size_t(tiles) * 4};
+}
+
+struct WalkWorkspace {
+  TileNotes notes;
+  WalkRound usual, long_walks;
+  size_t bytes;
+};
+
+inline WalkWorkspace walk_workspace(int64_t tiles, int keys, int capacity, int tile_queries) {
+  WalkWorkspace w{};
+  w.notes = place_notes(tiles);
+  const size_t start = round_up(static_cast<int64_t>(w.notes.bytes), 256);
+  const auto walk_bytes = [](int64_t n) { return n * 4 + n / kBlockKeys * kMaskWords * 8 + 4; };
+  const int64_t usual = walk_capacity(keys, capacity, tile_queries);
+  w.usual = place_round(tiles, usual, usual, walk_bytes(usual), start);
+  const int64_t all = distinct_keys(keys, capacity, tile_queries);
+  if (all > usual) {
+    // Scratch for every tile of a round: a builder with two walks to build would keep all others waiting.
+    const int64_t longest = long_walk_capacity(keys, capacity, tile_queries);
+    const int64_t segment = std::min<int64_t>(round_up(all, kBlockKeys), kLongSegment + kWalkRange);
+    w.long_walks = place_round(tiles, longest, segment, walk_bytes(longest) + segment * 12, start);
+  }
+  w.bytes = std::max(w.usual.end, w.long_walks.end);
   return w;
 }
 

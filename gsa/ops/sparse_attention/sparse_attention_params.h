@@ -42,8 +42,9 @@ cudaError_t launch_sparse_attention_forward_sm90(const SparseAttentionParams& pa
                                                  cudaStream_t stream);
 
 // sm_80 and later, every type, E 32, 64, 128 or 256 (cudaErrorInvalidValue otherwise): gathers each query's
-// own keys, so it moves far more bytes. Where `redo` is not null only tiles of `redo_queries` queries with a
-// nonzero entry are attended (tile = batch * ceil(T / redo_queries) + t / redo_queries).
+// own keys, so it moves far more bytes. Where `redo` is not null it lists the tiles that are attended, of
+// `redo_queries` queries (a multiple of 4) each: how many, then which (tile = batch * ceil(T / redo_queries)
+// + t / redo_queries).
 cudaError_t launch_sparse_attention_forward_generic(const SparseAttentionParams& params, const int32_t* redo,
                                                     int redo_queries, cudaStream_t stream);
 

@@ -269,7 +269,7 @@ __device__ void store_rows(const Job& job, const Tile& tile, const RowSet<E>& se
   }
   // A NaN among values that only other queries of the tile selected has met their zero weights: the generic
   // kernel decides.
-  if (nan) job.walks.redo[job.first_tile + tile.index] = 1;
+  if (nan && atomicExch(job.walks.redone + tile.index, 1) == 0) append(job.walks.redo, tile.index);
   __syncwarp();
 #pragma unroll
   for (int i = lane; i < 16 * (E / 8); i += 32) {

@@ -151,11 +151,12 @@ __global__ void __launch_bounds__(threads(kSets), 1) attend_tiles(const __grid_c
   extern __shared__ __align__(1024) unsigned char memory[];
   uint64_t* full = reinterpret_cast<uint64_t*>(memory + Layout::kBarriers);
   uint64_t* empty = full + Layout::kCount;
-  const Tile tile = locate<kSharedRow>(job);
+  Tile tile;
+  if (!locate<kSharedRow>(job, tile)) return;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Layout::kCount; ++i) {
       cuda::mbarrier_init(&full[i], 128);
-      cuda::mbarrier_init(&empty[i], 4 * job.packing.warpgroups);
+      cuda::mbarrier_init(&empty[i], 128 * job.packing.warpgroups);
     }
     *reinterpret_cast<int*>(memory + Layout::kTurn) = 0;
     cuda::mbarrier_init_fence();
@@ -197,34 +198,33 @@ using namespace sparse_attention;
 
 namespace {
 
-Walks place_walks(const WalkWorkspace& w, void* workspace) {
+Walks place_walks(const WalkWorkspace& w, const WalkRound& round, void* workspace) {
   unsigned char* base = static_cast<unsigned char*>(workspace);
-  return {reinterpret_cast<int32_t*>(base + w.keys),
-          reinterpret_cast<uint64_t*>(base + w.masks),
-          reinterpret_cast<int32_t*>(base + w.blocks),
-          reinterpret_cast<int32_t*>(base + w.redo),
-          reinterpret_cast<int32_t*>(base + w.scratch_keys),
-          reinterpret_cast<uint64_t*>(base + w.scratch_masks),
-          w.capacity,
-          w.builders};
+  return {reinterpret_cast<int32_t*>(base + round.keys),
+          reinterpret_cast<uint64_t*>(base + round.masks),
+          reinterpret_cast<int32_t*>(base + round.blocks),
+          reinterpret_cast<int32_t*>(base + w.notes.overflow),
+          reinterpret_cast<int32_t*>(base + w.notes.redo),
+          reinterpret_cast<int32_t*>(base + w.notes.redone),
+          reinterpret_cast<int32_t*>(base + round.scratch_keys),
+          reinterpret_cast<uint64_t*>(base + round.scratch_masks),
+          round.capacity,
+          round.segment,
+          round.builders,
+          &round == &w.long_walks};
 }
 
 // Every tile walks its own row: no walks to build, and one launch.
 cudaError_t attend_shared_rows(Job& job, void* workspace, cudaStream_t stream) {
-  job.walks.redo = static_cast<int32_t*>(workspace);
-  const cudaError_t error = cudaMemsetAsync(workspace, 0, size_t(job.tiles) * sizeof(int32_t), stream);
-  if (error != cudaSuccess) return error;
+  job.walks = place_walks({place_notes(job.tiles), {}, {}, 0}, {}, workspace);
   return job.p.dim == 64 ? launch_attend<64, true>(job, stream) : launch_attend<128, true>(job, stream);
 }
 
-cudaError_t attend_walks(Job& job, void* workspace, cudaStream_t stream) {
-  const int tiles = job.tiles;
-  const WalkWorkspace w = walk_workspace(tiles, job.p.keys, job.p.capacity);
-  job.walks = place_walks(w, workspace);
-  for (int first = 0; first < tiles; first += w.chunk_tiles) {
-    job.first_tile = first;
-    job.tiles = min(w.chunk_tiles, tiles - first);
-    cudaError_t error = launch_build_walks(job.p, job.walks, job.packing.queries, first, job.tiles, stream);
+cudaError_t attend_rounds(Job& job, int tiles, int round_tiles, cudaStream_t stream) {
+  for (job.first = 0; job.first < tiles; job.first += round_tiles) {
+    job.tiles = min(round_tiles, tiles - job.first);
+    cudaError_t error =
+        launch_build_walks(job.p, job.walks, job.packing.queries, job.first, job.tiles, stream);
     if (error == cudaSuccess)
       error =
           job.p.dim == 64 ? launch_attend<64, false>(job, stream) : launch_attend<128, false>(job, stream);
@@ -233,13 +233,25 @@ cudaError_t attend_walks(Job& job, void* workspace, cudaStream_t stream) {
   return cudaSuccess;
 }
 
+// Rounds over all tiles, then over those whose keys did not fit. How many these are is known to the device
+// alone: there are rounds for all of them, and thread blocks without a tile return at once.
+cudaError_t attend_walks(Job& job, void* workspace, cudaStream_t stream) {
+  const int tiles = job.tiles;
+  const WalkWorkspace w = walk_workspace(tiles, job.p.keys, job.p.capacity, job.packing.queries);
+  job.walks = place_walks(w, w.usual, workspace);
+  const cudaError_t error = attend_rounds(job, tiles, w.usual.tiles, stream);
+  if (error != cudaSuccess || w.long_walks.tiles == 0) return error;
+  job.walks = place_walks(w, w.long_walks, workspace);
+  return attend_rounds(job, tiles, w.long_walks.tiles, stream);
+}
+
 }  // namespace
 
 size_t sparse_attention_forward_workspace_sm90(const SparseAttentionParams& p) {
   const Packing packing = pack_group(p.heads, p.kv_heads, p.query_tile > 1);
   const int64_t tiles = int64_t(p.batch) * tiles_of(p.queries, packing.queries);
-  return p.query_tile == 1 ? walk_workspace(tiles, p.keys, p.capacity).bytes
-                           : size_t(tiles) * sizeof(int32_t);
+  return p.query_tile == 1 ? walk_workspace(tiles, p.keys, p.capacity, packing.queries).bytes
+                           : place_notes(tiles).bytes;
 }
 
 cudaError_t launch_sparse_attention_forward_sm90(const SparseAttentionParams& p, void* workspace,
@@ -252,7 +264,9 @@ cudaError_t launch_sparse_attention_forward_sm90(const SparseAttentionParams& p,
   const int tiles = p.batch * tiles_of(p.queries, packing.queries);
   if (tiles == 0) return cudaSuccess;
   Job job{p, {}, packing, 0, tiles};
-  const cudaError_t error =
+  cudaError_t error = cudaMemsetAsync(workspace, 0, place_notes(tiles).bytes, stream);
+  if (error != cudaSuccess) return error;
+  error =
       p.query_tile == 1 ? attend_walks(job, workspace, stream) : attend_shared_rows(job, workspace, stream);
   if (error != cudaSuccess) return error;
   return launch_sparse_attention_forward_generic(p, job.walks.redo, packing.queries, stream);

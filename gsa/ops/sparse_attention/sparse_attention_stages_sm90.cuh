@@ -14,7 +14,7 @@ struct Job {
   SparseAttentionParams p;
   Walks walks;
   Packing packing;
-  int first_tile, tiles;
+  int first, tiles;  // the places of this launch's tiles
 };
 
 template <int E>
@@ -33,31 +33,34 @@ struct Stages {
 // What a thread block works on.
 struct Tile {
   int batch, first_query, kv_head, part;
-  int index;   // of the tile in this launch
+  int index;   // among all tiles
   int row;     // of the walks, or of the shared rows
   int blocks;  // of 64 keys
   int keys;    // of a shared row
 };
 
+// False where the thread block has no tile.
 template <bool kSharedRow>
-__device__ Tile locate(const Job& job) {
+__device__ bool locate(const Job& job, Tile& tile) {
   const SparseAttentionParams& p = job.p;
-  Tile tile;
-  tile.index = tile.row = blockIdx.x % job.tiles;
-  const int rest = blockIdx.x / job.tiles;
-  tile.part = rest % job.packing.parts;
-  tile.kv_head = rest / job.packing.parts;
-  const int global = job.first_tile + tile.index, per_batch = tiles_of(p.queries, job.packing.queries);
-  tile.batch = global / per_batch;
-  tile.first_query = global % per_batch * job.packing.queries;
+  const int blocks_per_tile = job.packing.parts * p.kv_heads;
+  // Last tiles first: they have the most keys, and the short ones fill the end.
+  tile.row = job.tiles - 1 - static_cast<int>(blockIdx.x) / blocks_per_tile;
+  tile.index = kSharedRow ? tile.row : tile_at(job.walks, job.first + tile.row);
+  if (tile.index < 0) return false;
+  tile.part = static_cast<int>(blockIdx.x) % blocks_per_tile % job.packing.parts;
+  tile.kv_head = static_cast<int>(blockIdx.x) % blocks_per_tile / job.packing.parts;
+  const int per_batch = tiles_of(p.queries, job.packing.queries);
+  tile.batch = tile.index / per_batch;
+  tile.first_query = tile.index % per_batch * job.packing.queries;
   if constexpr (kSharedRow) {
-    tile.row = tile.batch * p.rows + global % per_batch;
+    tile.row = tile.batch * p.rows + tile.index % per_batch;
     tile.keys = min(p.counts[tile.row], p.capacity);
     tile.blocks = (tile.keys + kBlockKeys - 1) / kBlockKeys;
   } else {
     tile.blocks = job.walks.blocks[tile.row];
   }
-  return tile;
+  return true;
 }
 
 // Descriptors differ in their low word only.
@@ -180,12 +183,11 @@ struct Reader {
   }
 
   // Gives back the stages of all blocks before `block`. A stage may be given back only once it was filled,
-  // wanted or not.
+  // wanted or not. Every thread arrives for its own reads.
   __device__ __forceinline__ void free_before(int block) {
-    __syncwarp();
     for (; freed < block; ++freed) {
       wait(freed);
-      if (threadIdx.x % 32 == 0) cuda::mbarrier_arrive(&empty[freed % Layout::kCount]);
+      cuda::mbarrier_arrive(&empty[freed % Layout::kCount]);
     }
   }
 };

@@ -8,7 +8,8 @@
 // and then orders the list:
 //   sort      by which quarters of the tile (16 queries) want a key, so that whole blocks can be skipped;
 //   emit      blocks of 64 keys, the query sets transposed to one mask of keys for each query.
-// Nothing depends on the order in which threads run: atomics only set bits.
+// A long walk is sorted and emitted in segments, each when it has grown long enough.
+// No walk depends on the order in which threads run: atomics only set bits.
 #include "gsa/cuda/reduction.h"
 #include "gsa/ops/sparse_attention/sparse_attention_walk.h"
 
@@ -17,22 +18,26 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRange = 12288;  // keys marked at a time: 96 KiB of query sets, two thread blocks on an SM
+constexpr int kRange = kWalkRange;  // keys marked at a time: 96 KiB of query sets, two thread blocks on an SM
 constexpr int kKeysPerWarp = kRange / kWarps;
 constexpr int kLanesPerRow = kThreads / kTileQueries;
-constexpr int kChunk = kLanesPerRow * 4;  // row entries read at a time
+constexpr int kChunk = kLanesPerRow * 4;  // row entries of one read
+constexpr int kReads = 4;                 // in flight
 constexpr int kSpare = 0x7fffffff;
-constexpr int kMaxBlocks = kMaxWalk / kBlockKeys;
+constexpr int kClasses = 16;  // of keys: sets of quarters that want one
+constexpr int kMaxBlocks = kMaxSegment / kBlockKeys;
 
 struct Shared {
   uint32_t low[kRange];   // query set of a key, queries 0..31; later the classes of the collected keys
   uint32_t high[kRange];  // queries 32..63
   int counts[kWarps];
+  int in_class[kWarps][kClasses];
   uint16_t visits[kMaxBlocks];  // when each block of the sorted list is visited
   uint8_t wants[kMaxBlocks];    // which quarters want each block, in the order of visits
 };
-static_assert(sizeof(Shared::low) + sizeof(Shared::high) >= kMaxWalk,
-              "one class byte for each key of a walk");
+static_assert(sizeof(Shared::low) + sizeof(Shared::high) >= kMaxSegment,
+              "one class byte for each key of a segment");
+static_assert(kLongSegment + kRange <= kMaxSegment);
 
 // A row of indices as its 8 lanes read it.
 struct RowReader {
@@ -75,12 +80,12 @@ __device__ void mark_range(Shared& shared, RowReader& row, int begin, int end) {
   };
   bool more = row.cursor < row.count;
   while (__any_sync(0xffffffffu, more)) {
-    int4 e[2];
+    int4 e[kReads];
 #pragma unroll
-    for (int u = 0; u < 2; ++u)
+    for (int u = 0; u < kReads; ++u)
       e[u] = more ? row.load(row.cursor + u * kChunk) : make_int4(kSpare, kSpare, kSpare, kSpare);
 #pragma unroll
-    for (int u = 0; u < 2; ++u) {
+    for (int u = 0; u < kReads; ++u) {
       mark(e[u].x), mark(e[u].y), mark(e[u].z), mark(e[u].w);
       // The last entry of the chunk tells whether all of it lies before the end of the range.
       const int last = __shfl_sync(0xffffffffu, e[u].w, kLanesPerRow - 1, kLanesPerRow);
@@ -91,9 +96,8 @@ __device__ void mark_range(Shared& shared, RowReader& row, int begin, int end) {
   }
 }
 
-// Appends the marked keys of a range; returns how many there are, or would be if they fitted.
-__device__ int collect_range(Shared& shared, int begin, int found, int32_t* keys, uint64_t* masks,
-                             int capacity) {
+// Appends the marked keys of a range; returns how many there are, or would be if `room` held them.
+__device__ int collect_range(Shared& shared, int begin, int found, int32_t* keys, uint64_t* masks, int room) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first = warp * kKeysPerWarp;
   constexpr int kSteps = kKeysPerWarp / 32;
@@ -115,7 +119,7 @@ __device__ int collect_range(Shared& shared, int begin, int found, int32_t* keys
   for (int step = 0; step < kSteps; ++step) {
     const int i = first + step * 32 + lane;
     const int at = position + __popc(present[step] & ((1u << lane) - 1));
-    if ((present[step] >> lane & 1) && at < capacity) {
+    if ((present[step] >> lane & 1) && at < room) {
       keys[at] = begin + i;
       masks[at] = uint64_t(shared.low[i]) | uint64_t(shared.high[i]) << 32;
     }
@@ -141,34 +145,46 @@ __device__ int visit_of(int block, int blocks) {
 }
 
 // Writes to `order` the places of the collected keys by class, ascending inside a class, blocks as they are
-// visited. Warp w places class w.
+// visited. Each warp counts, then places, the keys of one stretch.
 __device__ void sort_by_class(Shared& shared, const uint64_t* masks, int found, int32_t* order) {
-  static_assert(kWarps == 16);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   uint8_t* classes = reinterpret_cast<uint8_t*>(shared.low);
-  const int padded = (found + 127) / 128 * 128, blocks = (found + kBlockKeys - 1) / kBlockKeys;
-  for (int i = threadIdx.x; i < padded; i += kThreads) classes[i] = i < found ? quarters_of(masks[i]) : 0;
+  const int blocks = (found + kBlockKeys - 1) / kBlockKeys;
+  const int stretch = (found + kThreads - 1) / kThreads * 32, begin = warp * stretch;
+  const int end = min(begin + stretch, found);
+  for (int i = threadIdx.x; i < found; i += kThreads) classes[i] = quarters_of(masks[i]);
   for (int i = threadIdx.x; i < blocks; i += kThreads) shared.visits[i] = uint16_t(visit_of(i, blocks));
+  int* mine = shared.in_class[warp];
+  if (lane < kClasses) mine[lane] = 0;
   __syncthreads();
-  int mine = 0;
-  for (int i = lane * 4; i < padded; i += 128) {
-    const uint32_t four = *reinterpret_cast<const uint32_t*>(classes + i);
-    mine += __popc(__vcmpeq4(four, warp * 0x01010101u)) / 8;
+  // Of 32 keys, each with the others of its class; the lowest lane of a class keeps the count.
+  for (int base = begin; base < end; base += 32) {
+    const int key_class = base + lane < end ? classes[base + lane] : 0;
+    const uint32_t peers = __match_any_sync(0xffffffffu, key_class);
+    if ((peers & ((1u << lane) - 1)) == 0) mine[key_class] += __popc(peers);
+    __syncwarp();
   }
-  mine = __reduce_add_sync(0xffffffffu, mine);
-  if (lane == 0) shared.counts[warp] = warp == 0 ? 0 : mine;
   __syncthreads();
-  const int count = lane < kWarps ? shared.counts[lane] : 0;
-  int position = __shfl_sync(0xffffffffu, cuda::warp_exclusive_sum(count), warp);
-  if (warp > 0 && mine > 0) {
-#pragma unroll 4
-    for (int i = lane; i < padded; i += 32) {
-      const bool match = classes[i] == warp;
-      const uint32_t matches = __ballot_sync(0xffffffffu, match);
-      const int at = position + __popc(matches & ((1u << lane) - 1));
-      if (match) order[shared.visits[at / kBlockKeys] * kBlockKeys + at % kBlockKeys] = i;
-      position += __popc(matches);
+  int before = 0, total = 0;  // of class `lane`: in the stretches before, in all
+  if (lane > 0 && lane < kClasses) {
+    for (int w = 0; w < kWarps; ++w) {
+      const int count = shared.in_class[w][lane];
+      before += w < warp ? count : 0;
+      total += count;
     }
+  }
+  const int position = cuda::warp_exclusive_sum(total) + before;
+  __syncthreads();
+  if (lane < kClasses) mine[lane] = position;
+  __syncwarp();
+  for (int base = begin; base < end; base += 32) {
+    const int i = base + lane, key_class = i < end ? classes[i] : 0;
+    const uint32_t peers = __match_any_sync(0xffffffffu, key_class);
+    const int rank = __popc(peers & ((1u << lane) - 1)), at = mine[key_class] + rank;
+    if (i < end) order[shared.visits[at / kBlockKeys] * kBlockKeys + at % kBlockKeys] = i;
+    __syncwarp();
+    if (rank == 0) mine[key_class] = at + __popc(peers);
+    __syncwarp();
   }
   __syncthreads();
 }
@@ -226,59 +242,70 @@ __device__ void emit_distances(const Shared& shared, uint64_t* masks, int blocks
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    build_walks(SparseAttentionParams p, Walks walks, int tile_queries, int first_tile, int tiles) {
+// Sorts what was found and writes it as blocks from `keys` and `masks` on; returns how many.
+__device__ int emit_segment(Shared& shared, int32_t* keys, uint64_t* masks, const int32_t* found_keys,
+                            const uint64_t* found_masks, int found) {
+  const int blocks = (found + kBlockKeys - 1) / kBlockKeys;
+  sort_by_class(shared, found_masks, found, keys);
+  for (int block = threadIdx.x / 32; block < blocks; block += kWarps) {
+    const int visit = shared.visits[block];
+    const int quarters = emit_block(keys + visit * kBlockKeys, masks + int64_t(visit) * kMaskWords,
+                                    found_keys, found_masks, found - block * kBlockKeys);
+    if (threadIdx.x % 32 == 0) shared.wants[visit] = uint8_t(quarters);
+  }
+  __syncthreads();
+  emit_distances(shared, masks, blocks);
+  __syncthreads();
+  return blocks;
+}
+
+__global__ void __launch_bounds__(kThreads, 2)
+    build_walks(SparseAttentionParams p, Walks walks, int tile_queries, int first, int tiles) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int tiles_per_batch = tiles_of(p.queries, tile_queries);
-  int32_t* found_keys = walks.scratch_keys + int64_t(blockIdx.x) * walks.capacity;
-  uint64_t* found_masks = walks.scratch_masks + int64_t(blockIdx.x) * walks.capacity;
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int batch = (first_tile + tile) / tiles_per_batch;
-    const int query = (first_tile + tile) % tiles_per_batch * tile_queries;
+  int32_t* found_keys = walks.scratch_keys + int64_t(blockIdx.x) * walks.segment;
+  uint64_t* found_masks = walks.scratch_masks + int64_t(blockIdx.x) * walks.segment;
+  for (int place = blockIdx.x; place < tiles; place += gridDim.x) {
+    const int tile = tile_at(walks, first + place);
+    if (tile < 0) return;
+    const int batch = tile / tiles_per_batch, query = tile % tiles_per_batch * tile_queries;
+    int32_t* keys = walks.keys + int64_t(place) * walks.capacity;
+    uint64_t* masks = walks.masks + int64_t(place) * (walks.capacity / kBlockKeys) * kMaskWords;
     const int end = min(query + tile_queries, p.queries);
     const int limit = end + p.keys - p.queries;
     RowReader row = open_row(p, batch, query + threadIdx.x / kLanesPerRow, end);
-    int found = 0;
+    int found = 0, blocks = 0;
     for (int begin = 0; begin < limit; begin += kRange) {
       uint4* sets = reinterpret_cast<uint4*>(shared.low);
       for (int i = threadIdx.x; i < 2 * kRange / 4; i += kThreads) sets[i] = make_uint4(0, 0, 0, 0);
       __syncthreads();
       mark_range(shared, row, begin, begin + kRange);
       __syncthreads();
-      found += collect_range(shared, begin, found, found_keys, found_masks, walks.capacity);
+      found += collect_range(shared, begin, found, found_keys, found_masks, walks.segment);
+      if (found > walks.segment) break;
+      if (begin + kRange >= limit || (walks.long_walks && found > kLongSegment)) {
+        blocks += emit_segment(shared, keys + blocks * kBlockKeys, masks + int64_t(blocks) * kMaskWords,
+                               found_keys, found_masks, found);
+        found = 0;
+      }
     }
-    const bool fits = found <= walks.capacity;
-    const int blocks = fits ? (found + kBlockKeys - 1) / kBlockKeys : 0;
     if (threadIdx.x == 0) {
-      walks.blocks[tile] = blocks;
-      walks.redo[first_tile + tile] = !fits;
+      walks.blocks[place] = blocks;
+      if (found > 0) append(walks.overflow, tile);
     }
-    if (!fits) continue;
-    int32_t* keys = walks.keys + int64_t(tile) * walks.capacity;
-    uint64_t* masks = walks.masks + int64_t(tile) * (walks.capacity / kBlockKeys) * kMaskWords;
-    sort_by_class(shared, found_masks, found, keys);
-    for (int block = threadIdx.x / 32; block < blocks; block += kWarps) {
-      const int visit = shared.visits[block];
-      const int quarters = emit_block(keys + visit * kBlockKeys, masks + int64_t(visit) * kMaskWords,
-                                      found_keys, found_masks, found - block * kBlockKeys);
-      if (threadIdx.x % 32 == 0) shared.wants[visit] = uint8_t(quarters);
-    }
-    __syncthreads();
-    emit_distances(shared, masks, blocks);
-    __syncthreads();
   }
 }
 
 }  // namespace
 
 cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int tile_queries,
-                               int first_tile, int tiles, cudaStream_t stream) {
+                               int first, int tiles, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(build_walks, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
   if (error != cudaSuccess) return error;
   build_walks<<<min(tiles, walks.builders), kThreads, sizeof(Shared), stream>>>(params, walks, tile_queries,
-                                                                                first_tile, tiles);
+                                                                                first, tiles);
   return cudaGetLastError();
 }
 

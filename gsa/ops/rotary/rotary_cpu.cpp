@@ -51,7 +51,7 @@ at::Tensor rotary_cpu(const at::Tensor& x, const at::Tensor& cos, const at::Tens
                                            : type == at::kDouble;
   if (!has_loop) return rotary_reference(x, cos, sin);
   const at::Tensor rows = x.stride(3) == 1 ? x : x.contiguous(), c = cos.contiguous(), s = sin.contiguous();
-  const at::Tensor out = at::empty(x.sizes(), x.options());
+  at::Tensor out = at::empty(x.sizes(), x.options());
   if (type == at::kFloat) rotate<float, float>(rows, c, s, out);
   if (type == at::kBFloat16) rotate<at::BFloat16, float>(rows, c, s, out);
   if (type == at::kHalf) rotate<at::Half, float>(rows, c, s, out);

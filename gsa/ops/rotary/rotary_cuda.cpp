@@ -20,7 +20,7 @@ at::Tensor rotary_cuda(const at::Tensor& x, const at::Tensor& cos, const at::Ten
   const c10::cuda::CUDAGuard device(x.device());
   const at::Tensor rows = x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
   const at::Tensor packed_cos = cos.contiguous(), packed_sin = sin.contiguous();
-  const at::Tensor out = at::empty(x.sizes(), x.options());
+  at::Tensor out = at::empty(x.sizes(), x.options());
   const RotaryParams params = rotary_params(rows, packed_cos, packed_sin, out);
   C10_CUDA_CHECK(launch_rotary(params, c10::cuda::getCurrentCUDAStream()));
   return out;

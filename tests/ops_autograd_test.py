@@ -30,6 +30,26 @@ class Autograd(unittest.TestCase):
         self.assertTrue(torch.autograd.gradcheck(ops.sigmoid_gate, inputs))
         torch.library.opcheck(ops.sigmoid_gate.default, inputs)
 
+    def test_rotary(self):
+        angle = torch.rand(4, 3, dtype=torch.float64)
+        inputs = (leaf(2, 4, 3, 8), angle.cos(), angle.sin())
+        self.assertTrue(torch.autograd.gradcheck(ops.rotary, inputs))
+        self.assertTrue(torch.autograd.gradgradcheck(ops.rotary, inputs))
+        torch.library.opcheck(ops.rotary.default, inputs)
+        strided = torch.randn(2, 4, 8, 3).bfloat16().transpose(2, 3)
+        torch.library.opcheck(ops.rotary.default, (strided, inputs[1].float(), inputs[2].float()))
+
+    def test_rotary_append(self):
+        query, key, value, gate = (torch.randn(2, 4, heads, 8) for heads in (6, 3, 3, 3))
+        index_query, index_key, angle = torch.randn(2, 4, 2, 6), torch.randn(2, 4, 6), torch.rand(4, 3)
+        places = (torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 6))
+        angles = (angle.cos(), angle.sin())
+        inputs = (query, index_query, *places, key, value, gate, index_key, *angles, *angles)
+        torch.library.opcheck(ops.rotary_append.default, inputs)
+        torch.library.opcheck(ops.rotary_append.default, (None, None, *places[:2], None, key, value, *[None] * 6))
+        with self.assertRaises(ValueError):
+            ops.rotary_append(query, index_query, *places, key.requires_grad_(), *inputs[6:])
+
     def test_index_scores(self):
         for activation in ("sigmoid", "hard_sigmoid", "relu"):
             query, key, weight, bias = leaf(2, 4, 3, 6), leaf(2, 6, 6), leaf(2, 4, 3), leaf(3)

@@ -108,9 +108,12 @@ TEST(Indexer, Float8KeysAreRoundedOnceAndStoredExactly) {
     const at::Tensor exact = plain(h.to(dtype), {}).key, rounded = rounding(h.to(dtype), {}).key;
     EXPECT_TRUE(rounded.equal(exact.clamp(-448, 448).to(at::kFloat8_e4m3fn).to(dtype))) << dtype;
     EXPECT_FALSE(rounded.equal(exact));
-    EXPECT_EQ(plain.stored(exact).scalar_type(), dtype);
-    EXPECT_EQ(rounding.stored(rounded).scalar_type(), at::kFloat8_e4m3fn);
-    EXPECT_TRUE(rounding.stored(rounded).to(dtype).equal(rounded));
+    const at::Tensor key = draw({2, 50, 1, 2}, 10).to(dtype);
+    LayerCache cache;
+    cache.append({.key = key, .value = key, .index_key = rounding.project(h.to(dtype)).key.detach()},
+                 rounding.has_float8_keys());
+    EXPECT_EQ(cache.index_key().scalar_type(), at::kFloat8_e4m3fn);
+    EXPECT_TRUE(cache.index_key().to(dtype).equal(rounded));
     // The gradient is that of the keys before rounding, where they did not saturate.
     const at::Tensor weight = draw({2, 50, 8}, 9).to(dtype);
     rounded.backward(weight);
@@ -177,8 +180,9 @@ TEST(KvCache, KeepsWhatWasAppendedAcrossGrowth) {
                    index = draw({2, 300, 3}, 3);
   for (int64_t begin = 0, size = 1; begin < 300;
        begin += size, size = std::min<int64_t>(300 - begin, size * 3)) {
-    cache.layer(0).append(key.narrow(1, begin, size), value.narrow(1, begin, size),
-                          index.narrow(1, begin, size));
+    cache.layer(0).append({.key = key.narrow(1, begin, size),
+                           .value = value.narrow(1, begin, size),
+                           .index_key = index.narrow(1, begin, size)});
   }
   EXPECT_EQ(cache.length(), 300);
   EXPECT_TRUE(cache.layer(0).key().equal(key));
@@ -187,18 +191,22 @@ TEST(KvCache, KeepsWhatWasAppendedAcrossGrowth) {
   cache.truncate(10);
   EXPECT_EQ(cache.layer(0).key().size(1), 10);
   EXPECT_THROW(cache.truncate(11), c10::ValueError);
-  EXPECT_THROW(cache.layer(0).append(key.narrow(0, 0, 1), value.narrow(0, 0, 1), index.narrow(0, 0, 1)),
+  EXPECT_THROW(
+      cache.layer(0).append(
+          {.key = key.narrow(0, 0, 1), .value = value.narrow(0, 0, 1), .index_key = index.narrow(0, 0, 1)}),
+      c10::ValueError);
+  EXPECT_THROW(cache.layer(0).append({.key = key, .value = value}), c10::ValueError);
+  EXPECT_THROW(cache.layer(0).append({.key = key, .value = value, .index_key = index}, true),
                c10::ValueError);
-  EXPECT_THROW(cache.layer(0).append(key, value, {}), c10::ValueError);
 }
 
 TEST(KvCache, ReservingAllocatesOnce) {
   KvCache cache(1);
   cache.reserve(1000);
-  cache.layer(0).append(draw({1, 3, 1, 2}, 1), draw({1, 3, 1, 2}, 1), {});
+  cache.layer(0).append({.key = draw({1, 3, 1, 2}, 1), .value = draw({1, 3, 1, 2}, 1)});
   const int64_t bytes = cache.bytes();
   EXPECT_EQ(bytes, 2 * 1000 * 2 * 8);
-  cache.layer(0).append(draw({1, 997, 1, 2}, 1), draw({1, 997, 1, 2}, 1), {});
+  cache.layer(0).append({.key = draw({1, 997, 1, 2}, 1), .value = draw({1, 997, 1, 2}, 1)});
   EXPECT_EQ(cache.bytes(), bytes);
 }
 

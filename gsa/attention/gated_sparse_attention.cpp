@@ -63,20 +63,22 @@ at::Tensor GatedSparseAttention::operator()(const at::Tensor& h, const Attention
   const int64_t batch = h.size(0), tokens = h.size(1);
   const auto heads = [&](const at::Tensor& x) { return x.view({batch, tokens, -1, shape.head_dim}); };
 
-  // 1-3: projections with positions, gated values, index vectors (of a detached h).
-  const at::Tensor query = apply_rotary(heads(q_proj(h)), context.rotary);
-  at::Tensor key = apply_rotary(heads(k_proj(h)), context.rotary);
-  at::Tensor value = heads(gate(v_proj(h), value_gate, h));
+  // 1-3: projections with positions, gated values, index vectors (of a detached h). With a cache positions
+  // and gate are one step on the way there.
+  at::Tensor query = heads(q_proj(h)), key = heads(k_proj(h)), value = heads(v_proj(h));
   IndexVectors index;
-  if (indexer &&
-      (context.mode == AttentionMode::sparse || context.cache != nullptr || context.trace != nullptr)) {
-    index = (*indexer)(h, context.index_rotary);
-  }
   if (context.cache != nullptr) {
-    context.cache->append(key, value, indexer ? indexer->stored(index.key) : index.key);
+    if (indexer) index = indexer->project(h);
+    append(h, query, key, value, index, context);
     key = context.cache->key();
     value = context.cache->value();
     index.key = context.cache->index_key();
+  } else {
+    query = apply_rotary(query, context.rotary);
+    key = apply_rotary(key, context.rotary);
+    value = gate(value, value_gate, h);
+    if (indexer && (context.mode == AttentionMode::sparse || context.trace != nullptr))
+      index = (*indexer)(h, context.index_rotary);
   }
 
   // 4-6: budget, selection, attention over what was selected.
@@ -90,8 +92,27 @@ at::Tensor GatedSparseAttention::operator()(const at::Tensor& h, const Attention
 
 at::Tensor GatedSparseAttention::gate(const at::Tensor& x, const Linear& gate, const at::Tensor& h) const {
   if (!gate.weight.defined()) return x;
-  const at::Tensor gated = sigmoid_gate(x, gate(h));
+  const at::Tensor gated = sigmoid_gate(x, gate(h).view(x.sizes()));
   return config.gates.identity ? gated * 2 : gated;
+}
+
+void GatedSparseAttention::append(const at::Tensor& h, const at::Tensor& query, const at::Tensor& key,
+                                  const at::Tensor& value, const IndexVectors& index,
+                                  const AttentionContext& context) const {
+  const NewTokens tokens{
+      .query = query,
+      .index_query = index.query,
+      .key = key,
+      .value = value,
+      .value_gate = config.gates.value_gate ? value_gate(h).view(value.sizes()) : at::Tensor(),
+      .index_key = index.key,
+      .cos = context.rotary.cos,
+      .sin = context.rotary.sin,
+      .index_cos = context.index_rotary.cos,
+      .index_sin = context.index_rotary.sin,
+      .gate_scale = config.gates.identity ? 2.0 : 1.0,
+  };
+  context.cache->append(tokens, indexer && indexer->has_float8_keys());
 }
 
 bool GatedSparseAttention::attends_densely(int64_t keys, const AttentionContext& context) const {

@@ -86,6 +86,9 @@ struct GatedSparseAttention {
     int64_t query_tile = 1;
   };
   at::Tensor gate(const at::Tensor& x, const Linear& gate, const at::Tensor& h) const;
+  /// The new tokens to the cache; query and index.query are rotated in place.
+  void append(const at::Tensor& h, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+              const IndexVectors& index, const AttentionContext& context) const;
   bool attends_densely(int64_t keys, const AttentionContext& context) const;
   void start_trace(const at::Tensor& h, const at::Tensor& query, const at::Tensor& key,
                    const at::Tensor& value, const IndexVectors& index, LayerTrace& trace) const;

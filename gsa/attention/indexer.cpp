@@ -37,20 +37,19 @@ Indexer::Indexer(int64_t hidden_size, const IndexerConfig& indexer_config)
   if (config.activation != "relu") head_bias = shape_only({config.index_heads});
 }
 
-IndexVectors Indexer::operator()(const at::Tensor& h, const RotaryTable& rotary) const {
+IndexVectors Indexer::project(const at::Tensor& h) const {
   const at::Tensor input = h.detach();
-  const int64_t batch = input.size(0), tokens = input.size(1);
-  const at::Tensor query = query_proj(input).view({batch, tokens, config.index_heads, config.index_dim});
-  const at::Tensor key = key_proj(input).view({batch, tokens, 1, config.index_dim});
-  const at::Tensor logit = weight_proj(input);
-  const at::Tensor rotated_key = apply_rotary(key, rotary).squeeze(2);
-  return {apply_rotary(query, rotary),
-          config.key_dtype == "compute" ? rotated_key : round_to_float8(rotated_key),
-          config.activation == "relu" ? logit : at::sigmoid(logit)};
+  const at::Tensor query =
+      query_proj(input).view({h.size(0), h.size(1), config.index_heads, config.index_dim});
+  const at::Tensor weight = weight_proj(input);
+  return {query, key_proj(input), config.activation == "relu" ? weight : at::sigmoid(weight)};
 }
 
-at::Tensor Indexer::stored(const at::Tensor& key) const {
-  return config.key_dtype == "compute" ? key : key.to(at::kFloat8_e4m3fn);
+IndexVectors Indexer::operator()(const at::Tensor& h, const RotaryTable& rotary) const {
+  const IndexVectors plain = project(h);
+  const at::Tensor key = apply_rotary(plain.key.unsqueeze(2), rotary).squeeze(2);
+  return {apply_rotary(plain.query, rotary), has_float8_keys() ? round_to_float8(key) : key,
+          plain.head_weight};
 }
 
 void Indexer::initialize(at::Generator generator) {

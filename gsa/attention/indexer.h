@@ -26,8 +26,11 @@ struct Indexer {
   /// Rounding the keys passes gradients through, but for what saturates.
   IndexVectors operator()(const at::Tensor& h, const RotaryTable& rotary) const;
 
-  /// Keys of this indexer as a cache stores them: in key_dtype, exactly.
-  at::Tensor stored(const at::Tensor& key) const;
+  /// The same before positions and rounding, for a cache to go on with.
+  IndexVectors project(const at::Tensor& h) const;
+
+  /// Whether a cache stores the keys as e4m3.
+  bool has_float8_keys() const { return config.key_dtype == "float8_e4m3fn"; }
 
   /// Overwrites all parameters: projections N(0, 1/hidden_size), biases 0, log_scale log 10.
   void initialize(at::Generator generator);

@@ -6,14 +6,17 @@
 
 #include <vector>
 
+#include "gsa/ops/rotary_append/rotary_append.h"
+
 namespace gsa {
 
 /// One layer's cache. Capacity grows by doubling; contents are token-major.
 class LayerCache {
  public:
-  /// Appends T tokens: key, value [B,T,G,E] and index_key [B,T,I] (undefined for a layer without indexer).
-  /// The batch and the other sizes must be those of the first call (ValueError otherwise).
-  void append(const at::Tensor& key, const at::Tensor& value, const at::Tensor& index_key);
+  /// Appends what the op gsa::rotary_append makes of T new tokens, and rotates their queries in place. Index
+  /// keys are stored as e4m3 if asked for. The batch and the other sizes must be those of the first call
+  /// (ValueError otherwise).
+  void append(const NewTokens& tokens, bool float8_index_key = false);
 
   /// Views of the tokens so far: [B,S,G,E], [B,S,G,E], [B,S,I] (undefined without indexer).
   at::Tensor key() const;
@@ -28,7 +31,7 @@ class LayerCache {
   int64_t bytes() const;
 
  private:
-  void grow(at::Tensor& buffer, const at::Tensor& like, int64_t capacity) const;
+  void grow(at::Tensor& buffer, const at::Tensor& like, at::ScalarType dtype, int64_t capacity) const;
 
   at::Tensor key_, value_, index_key_;
   int64_t length_ = 0;

@@ -1,12 +1,8 @@
 #include "gsa/attention/rotary.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/addcmul.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/cos.h>
-#include <ATen/ops/logical_and.h>
-#include <ATen/ops/mul.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/sin.h>
@@ -15,6 +11,7 @@
 #include <numbers>
 
 #include "gsa/base/error.h"
+#include "gsa/ops/rotary/rotary.h"
 
 namespace gsa {
 namespace {
@@ -51,18 +48,7 @@ RotaryTable rotary_table(const at::Tensor& frequencies, int64_t begin, int64_t c
 }
 
 at::Tensor apply_rotary(const at::Tensor& x, const RotaryTable& table) {
-  if (!table.cos.defined()) return x;
-  const int64_t half = table.cos.size(1);
-  const at::Tensor cos = table.cos.unsqueeze(1);  // [T,1,half]
-  const at::Tensor sin = table.sin.unsqueeze(1);
-  const at::Tensor wide = x.to(cos.scalar_type());
-  const at::Tensor first = wide.narrow(-1, 0, half);
-  const at::Tensor second = wide.narrow(-1, half, half);
-  const at::Tensor turned_first = at::addcmul(first * cos, second, sin, -1);
-  const at::Tensor turned_second = at::addcmul(second * cos, first, sin);
-  const int64_t rest = x.size(-1) - 2 * half;
-  if (rest == 0) return at::cat({turned_first, turned_second}, -1).to(x.scalar_type());
-  return at::cat({turned_first, turned_second, wide.narrow(-1, 2 * half, rest)}, -1).to(x.scalar_type());
+  return table.cos.defined() ? rotary(x, table.cos, table.sin) : x;
 }
 
 }  // namespace gsa

@@ -32,8 +32,7 @@ at::Tensor rotary_frequencies(const RotaryConfig& config);
 /// or fp64).
 RotaryTable rotary_table(const at::Tensor& frequencies, int64_t begin, int64_t count, at::ScalarType dtype);
 
-/// Rotates the first 2 * table.cos.size(1) dimensions of x [B,T,H,E] and passes the others; result in x's
-/// dtype.
+/// x [B,T,H,E] rotated (the op gsa::rotary); x itself for an empty table.
 at::Tensor apply_rotary(const at::Tensor& x, const RotaryTable& table);
 
 }  // namespace gsa

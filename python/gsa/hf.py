@@ -56,6 +56,13 @@ class GsaAttention(GatedSparseAttention):
         return out, None
 
 
+class RotaryEmbedding(LlamaRotaryEmbedding):
+    """cos and sin in fp32 where the model computes in less, as the library's decoder makes them."""
+
+    def forward(self, x, position_ids):
+        return super().forward(x if x.dtype == torch.float64 else x[..., :1].float(), position_ids)
+
+
 class GsaModel(LlamaModel):
     config_class = GsaConfig
 
@@ -63,7 +70,7 @@ class GsaModel(LlamaModel):
         super().__init__(config)
         for layer_idx, layer in enumerate(self.layers):
             layer.self_attn = GsaAttention(config, layer_idx)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.rotary_emb = RotaryEmbedding(config=config)
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, **kwargs):

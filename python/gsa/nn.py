@@ -10,10 +10,8 @@ from . import ops
 
 def rotate(x, cos, sin):
     """Half-split RoPE on the leading 2 * cos.shape[-1] dimensions. x [B,T,heads,E]; cos, sin [T, half]."""
-    half = cos.shape[-1]
-    cos, sin = cos[:, None], sin[:, None]
-    first, second, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x.dtype)
+    wide = torch.promote_types(cos.dtype, torch.float32)
+    return ops.rotary(x, cos.to(wide), sin.to(wide))
 
 
 def round_to_float8(x):

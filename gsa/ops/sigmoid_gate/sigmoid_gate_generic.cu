@@ -1,54 +1,16 @@
 // sigmoid_gate forward and backward: elementwise, so the only question is to keep enough 16-byte loads in
 // flight. A thread issues all its loads before it uses the first; arithmetic is fp32.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "gsa/cuda/pack.h"
 #include "gsa/ops/sigmoid_gate/sigmoid_gate_kernel.h"
+#include "gsa/ops/sigmoid_gate/sigmoid_gate_one.cuh"
 
 namespace gsa {
 namespace gate {
 namespace {
 
-__device__ __forceinline__ float to_float(float x) {
-  return x;
-}
-__device__ __forceinline__ float to_float(__half x) {
-  return __half2float(x);
-}
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ __forceinline__ void store(float* to, float x) {
-  *to = x;
-}
-__device__ __forceinline__ void store(__half* to, float x) {
-  *to = __float2half_rn(x);
-}
-__device__ __forceinline__ void store(__nv_bfloat16* to, float x) {
-  *to = __float2bfloat16_rn(x);
-}
-
-// fp32 results need the accurate functions; for 16-bit results the fast ones are exact enough and keep the
-// arithmetic below the time the memory takes.
-template <typename T>
-__device__ __forceinline__ float sigmoid(T x) {
-  return __fdividef(1.0f, 1.0f + __expf(-to_float(x)));
-}
-template <>
-__device__ __forceinline__ float sigmoid(float x) {
-  return 1.0f / (1.0f + expf(-x));
-}
-
-// kWidth elements that move as one access: 16 bytes, or a single element where alignment is missing.
-template <typename T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Pack {
-  T at[kWidth];
-};
-
-template <typename T>
-__device__ __forceinline__ void gate_one(const T& x, const T& gate, T* out) {
-  store(out, to_float(x) * sigmoid(gate));
-}
+using cuda::Pack;
+using cuda::store;
+using cuda::to_float;
 
 template <typename T>
 __device__ __forceinline__ void gate_one_backward(const T& grad, const T& x, const T& gate, T* grad_x,

@@ -1,8 +1,11 @@
 // Elements that move together, and fp32 arithmetic on elements of any type.
 #pragma once
 
-#include <cuda_bf16.h>
+#include "gsa/cuda/runtime.h"
+
+#ifndef GSA_EMULATE_CUDA
 #include <cuda_fp16.h>
+#endif
 
 namespace gsa::cuda {
 

@@ -10,6 +10,10 @@
 // What kernels and launchers here do not use is not emulated. Warps are always whole: every collective wants
 // all 32 lanes.
 
+#include <c10/util/BFloat16.h>
+#include <c10/util/Float8_e4m3fn.h>
+#include <c10/util/Half.h>
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -98,6 +102,10 @@ inline int2 make_int2(int x, int y) {
 struct __nv_bfloat16 {
   uint16_t bits;
 };
+struct __half {
+  uint16_t bits;
+};
+enum { __NV_SATFINITE, __NV_E4M3 };
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorNotSupported };
 enum { cudaDevAttrMultiProcessorCount, cudaFuncAttributeMaxDynamicSharedMemorySize };
@@ -205,6 +213,20 @@ inline float bf16_value(uint16_t bits) {
 }  // namespace emulation
 inline float __bfloat162float(__nv_bfloat16 x) {
   return emulation::bf16_value(x.bits);
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+  return {c10::BFloat16(x).x};
+}
+inline float __half2float(__half x) {
+  return c10::Half(x.bits, c10::Half::from_bits());
+}
+inline __half __float2half_rn(float x) {
+  return {c10::Half(x).x};
+}
+// To e4m3: the nearest, saturating.
+inline uint8_t __nv_cvt_float_to_fp8(float x, int, int) {
+  constexpr float kLargest = 448;
+  return c10::Float8_e4m3fn(isnan(x) ? x : std::fmax(std::fmin(x, kLargest), -kLargest)).x;
 }
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);

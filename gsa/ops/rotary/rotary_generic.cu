@@ -1,10 +1,11 @@
 // rotary for any GPU from sm_80 on: memory speed is all there is to reach, so a thread does little (two packs
 // that turn together, their angles) and many fit a multiprocessor. Arithmetic is fp32.
+#include "gsa/cuda/launch.h"
 #include "gsa/ops/rotary/rotary_kernel.h"
 #include "gsa/ops/rotary/rotary_rows.cuh"
 
 namespace gsa {
-namespace rotary {
+namespace rotary_rows {
 namespace {
 
 template <typename T, int kWidth>
@@ -17,9 +18,8 @@ template <typename T, int kWidth>
 cudaError_t launch_width(const RotaryParams& p, cudaStream_t stream) {
   const int64_t work = threads(p, kWidth);
   if (work == 0) return cudaSuccess;
-  const auto blocks = static_cast<unsigned>((work + kThreads - 1) / kThreads);
-  rotary_kernel<T, kWidth><<<blocks, kThreads, 0, stream>>>(p, work);
-  return cudaGetLastError();
+  const auto blocks = static_cast<int>((work + kThreads - 1) / kThreads);
+  return cuda::launch(rotary_kernel<T, kWidth>, blocks, kThreads, 0, stream, p, work);
 }
 
 template <typename T>
@@ -29,16 +29,16 @@ cudaError_t launch_type(const RotaryParams& p, cudaStream_t stream) {
 }
 
 }  // namespace
-}  // namespace rotary
+}  // namespace rotary_rows
 
 cudaError_t launch_rotary(const RotaryParams& params, cudaStream_t stream) {
   switch (params.type) {
     case RotaryType::kFloat:
-      return rotary::launch_type<float>(params, stream);
+      return rotary_rows::launch_type<float>(params, stream);
     case RotaryType::kHalf:
-      return rotary::launch_type<__half>(params, stream);
+      return rotary_rows::launch_type<__half>(params, stream);
     case RotaryType::kBfloat16:
-      return rotary::launch_type<__nv_bfloat16>(params, stream);
+      return rotary_rows::launch_type<__nv_bfloat16>(params, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -1,8 +1,7 @@
 // Launches the CUDA kernel of rotary. Torch-free.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "gsa/cuda/runtime.h"
 #include "gsa/ops/rotary/rotary_params.h"
 
 namespace gsa {

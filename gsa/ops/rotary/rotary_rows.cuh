@@ -6,7 +6,7 @@
 #include "gsa/cuda/pack.h"
 #include "gsa/ops/rotary/rotary_params.h"
 
-namespace gsa::rotary {
+namespace gsa::rotary_rows {
 
 constexpr int kThreads = 256;
 
@@ -95,4 +95,4 @@ inline bool aligned(const RotaryParams& p, int width, int out_bytes = 16) {
          p.dim % width == 0;
 }
 
-}  // namespace gsa::rotary
+}  // namespace gsa::rotary_rows

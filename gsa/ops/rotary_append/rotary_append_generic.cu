@@ -1,20 +1,23 @@
 // rotary_append for any GPU from sm_80 on: five elementwise jobs in one launch, each with blocks of its own,
 // so that a decoding step pays for one kernel and a prefill writes no intermediate array. Arithmetic is fp32,
 // rounded where the separate ops round.
-#include <cuda_fp8.h>
-
+#include "gsa/cuda/launch.h"
 #include "gsa/ops/rotary/rotary_rows.cuh"
 #include "gsa/ops/rotary_append/rotary_append_kernel.h"
 #include "gsa/ops/sigmoid_gate/sigmoid_gate_one.cuh"
 
+#ifndef GSA_EMULATE_CUDA
+#include <cuda_fp8.h>
+#endif
+
 namespace gsa {
-namespace rotary_append {
+namespace append_jobs {
 namespace {
 
 using cuda::Pack;
 using enum RotaryAppendParams::Job;
-using rotary::kThreads;
-using rotary::StorePack;
+using rotary_rows::kThreads;
+using rotary_rows::StorePack;
 
 // The nearest e4m3 numbers, saturating.
 template <typename T, int kWidth>
@@ -34,7 +37,7 @@ template <typename T, int kWidth>
 __device__ __forceinline__ void gate_pack(const RotaryAppendParams& p, int64_t thread) {
   using P = Pack<T, kWidth>;
   const RotaryParams& value = p.jobs[kValue];
-  const rotary::RowPart row(value, value.dim / kWidth, thread);
+  const rotary_rows::RowPart row(value, value.dim / kWidth, thread);
   const int element = row.part * kWidth;
   P x = *reinterpret_cast<const P*>(static_cast<const T*>(value.x) + row.row_at(value.x_strides) + element);
   if (p.value_gate != nullptr) {
@@ -65,9 +68,9 @@ __global__ void __launch_bounds__(kThreads)
   if (job == kValue) {
     gate_pack<T, kWidth>(p, thread);
   } else if (job == kIndexKey && p.float8_index_key) {
-    rotary::rotate_piece<T, kWidth>(p.jobs[job], thread, StoreFloat8<T, kWidth>{p.jobs[job].out});
+    rotary_rows::rotate_piece<T, kWidth>(p.jobs[job], thread, StoreFloat8<T, kWidth>{p.jobs[job].out});
   } else {
-    rotary::rotate_piece<T, kWidth>(p.jobs[job], thread, StorePack<T, kWidth>{p.jobs[job].out});
+    rotary_rows::rotate_piece<T, kWidth>(p.jobs[job], thread, StorePack<T, kWidth>{p.jobs[job].out});
   }
 }
 
@@ -77,38 +80,38 @@ cudaError_t launch_width(const RotaryAppendParams& p, cudaStream_t stream) {
   int64_t blocks = 0;
   for (int job = 0; job < kJobs; ++job) {
     const RotaryParams& rows = p.jobs[job];
-    const int64_t parts = job == kValue ? rows.dim / kWidth : rotary::pieces(rows, kWidth);
+    const int64_t parts = job == kValue ? rows.dim / kWidth : rotary_rows::pieces(rows, kWidth);
     work.threads[job] = rows.batch * rows.tokens * rows.heads * parts;
     blocks += (work.threads[job] + kThreads - 1) / kThreads;
     work.end[job] = blocks;
   }
   if (blocks == 0) return cudaSuccess;
-  rotary_append_kernel<T, kWidth><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p, work);
-  return cudaGetLastError();
+  return cuda::launch(rotary_append_kernel<T, kWidth>, static_cast<int>(blocks), kThreads, 0, stream, p,
+                      work);
 }
 
 template <typename T>
 cudaError_t launch_type(const RotaryAppendParams& p, cudaStream_t stream) {
   constexpr int kWidth = 16 / sizeof(T);
-  bool whole =
-      reinterpret_cast<uintptr_t>(p.value_gate) % 16 == 0 && rotary::aligned(p.value_gate_strides, kWidth);
+  bool whole = reinterpret_cast<uintptr_t>(p.value_gate) % 16 == 0 &&
+               rotary_rows::aligned(p.value_gate_strides, kWidth);
   for (int job = 0; job < kJobs; ++job)
-    whole =
-        whole && rotary::aligned(p.jobs[job], kWidth, job == kIndexKey && p.float8_index_key ? kWidth : 16);
+    whole = whole &&
+            rotary_rows::aligned(p.jobs[job], kWidth, job == kIndexKey && p.float8_index_key ? kWidth : 16);
   return whole ? launch_width<T, kWidth>(p, stream) : launch_width<T, 1>(p, stream);
 }
 
 }  // namespace
-}  // namespace rotary_append
+}  // namespace append_jobs
 
 cudaError_t launch_rotary_append(const RotaryAppendParams& params, cudaStream_t stream) {
   switch (params.jobs[RotaryAppendParams::kKey].type) {
     case RotaryType::kFloat:
-      return rotary_append::launch_type<float>(params, stream);
+      return append_jobs::launch_type<float>(params, stream);
     case RotaryType::kHalf:
-      return rotary_append::launch_type<__half>(params, stream);
+      return append_jobs::launch_type<__half>(params, stream);
     case RotaryType::kBfloat16:
-      return rotary_append::launch_type<__nv_bfloat16>(params, stream);
+      return append_jobs::launch_type<__nv_bfloat16>(params, stream);
   }
   return cudaErrorInvalidValue;
 }

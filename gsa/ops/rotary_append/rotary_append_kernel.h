@@ -1,8 +1,7 @@
 // Launches the CUDA kernel of rotary_append. Torch-free.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "gsa/cuda/runtime.h"
 #include "gsa/ops/rotary_append/rotary_append_params.h"
 
 namespace gsa {

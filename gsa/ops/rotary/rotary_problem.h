@@ -1,5 +1,5 @@
 #pragma once
-// The problem of rotary's CUDA kernel as tensors give it.
+// The problem of rotary's kernels as tensors give it.
 
 #include <ATen/core/Tensor.h>
 

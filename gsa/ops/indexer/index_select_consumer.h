@@ -1,4 +1,4 @@
-// The consumers of the key stream: a warpgroup scores 32 queries and leaves a list of each.
+// The consumers of the key stream: a warpgroup scores 32 queries, its warps finish 8 rows each.
 #pragma once
 
 #include "gsa/cuda/mbarrier.h"
@@ -91,7 +91,7 @@ struct Consumer {
   __device__ __forceinline__ void flush_if_due(Row& row, int asked) {
     constexpr int kAdds = S::kColumns / 4, kSoon = 3;
     const int staged = static_cast<int>(row.next - first_staged());
-    // Lane 0 has read the request.
+    // Lane 0 has read the request, by an atomic like those that write it.
     if (__any_sync(kWarp, asked == products || staged > (kStaged - kAdds) * kStagedStep)) {
       flush(row);
     } else if (__any_sync(kWarp, staged > (kStaged - kAdds - kSoon) * kStagedStep)) {

@@ -6,10 +6,8 @@
 #include "gsa/cuda/tma.h"
 #include "gsa/ops/indexer/index_select_finish.h"
 #include "gsa/ops/indexer/index_select_plan.h"
-#include "gsa/ops/indexer/index_select_row.h"
 #include "gsa/ops/indexer/index_select_score.h"
 #include "gsa/ops/indexer/index_select_stage.h"
-#include "gsa/ops/indexer/index_select_trim.h"
 
 namespace gsa::fused_select {
 

@@ -6,10 +6,13 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "gsa/base/device.h"
+
 namespace gsa::testing {
 
 uint64_t run_seed() {
   static const uint64_t seed = [] {
+    cuda_available();  // before ATen's generators are seeded, which makes it remember that there is no CUDA
     const char* given = std::getenv("GSA_SEED");
     const uint64_t value = given != nullptr
                                ? std::strtoull(given, nullptr, 10)

@@ -7,6 +7,7 @@
 namespace gsa::testing {
 
 /// The seed of this test run: the environment variable GSA_SEED, else drawn from the clock. Printed once.
+/// Finds the GPU first, if there is one: ATen, seeded before it is found, would never see it.
 uint64_t run_seed();
 
 /// A generator for one property-test case; `case_index` makes cases differ, the printed run seed makes them

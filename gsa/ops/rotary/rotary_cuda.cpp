@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "gsa/ops/element_type.h"
 #include "gsa/ops/rotary/rotary.h"
 #include "gsa/ops/rotary/rotary_kernel.h"
 #include "gsa/ops/rotary/rotary_problem.h"
@@ -15,7 +16,7 @@ namespace {
 
 at::Tensor rotary_cuda(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   check_rotary("rotary", "x", x, cos, sin);
-  if (!rotary_type(x) || cos.scalar_type() != at::kFloat) return rotary_reference(x, cos, sin);
+  if (!element_type(x) || cos.scalar_type() != at::kFloat) return rotary_reference(x, cos, sin);
   const c10::cuda::CUDAGuard device(x.device());
   const at::Tensor rows = x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
   const at::Tensor packed_cos = cos.contiguous(), packed_sin = sin.contiguous();

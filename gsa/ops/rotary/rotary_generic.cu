@@ -33,11 +33,11 @@ cudaError_t launch_type(const RotaryParams& p, cudaStream_t stream) {
 
 cudaError_t launch_rotary(const RotaryParams& params, cudaStream_t stream) {
   switch (params.type) {
-    case RotaryType::kFloat:
+    case ElementType::kFloat:
       return rotary_rows::launch_type<float>(params, stream);
-    case RotaryType::kHalf:
+    case ElementType::kHalf:
       return rotary_rows::launch_type<__half>(params, stream);
-    case RotaryType::kBfloat16:
+    case ElementType::kBfloat16:
       return rotary_rows::launch_type<__nv_bfloat16>(params, stream);
   }
   return cudaErrorInvalidValue;

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace gsa {
+#include "gsa/cuda/element_type.h"
 
-enum class RotaryType { kFloat, kHalf, kBfloat16 };
+namespace gsa {
 
 // Elements between neighbours of an array [B,T,H,E]; the last dimension is contiguous.
 struct RotaryStrides {
@@ -21,7 +21,7 @@ struct RotaryParams {
   int64_t batch = 0, tokens = 0;
   int heads = 0, dim = 0;
   int half = 0;  // the leading 2 * half dimensions turn
-  RotaryType type = RotaryType::kFloat;
+  ElementType type = ElementType::kFloat;
 };
 
 }  // namespace gsa

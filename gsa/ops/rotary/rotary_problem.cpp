@@ -1,19 +1,8 @@
 #include "gsa/ops/rotary/rotary_problem.h"
 
-namespace gsa {
+#include "gsa/ops/element_type.h"
 
-std::optional<RotaryType> rotary_type(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return RotaryType::kFloat;
-    case at::kHalf:
-      return RotaryType::kHalf;
-    case at::kBFloat16:
-      return RotaryType::kBfloat16;
-    default:
-      return std::nullopt;
-  }
-}
+namespace gsa {
 
 RotaryStrides rotary_strides(const at::Tensor& x) {
   const auto stride = [&](int64_t dim) { return x.size(dim) > 1 ? x.stride(dim) : 0; };
@@ -31,7 +20,7 @@ RotaryParams rotary_params(const at::Tensor& x, const at::Tensor& cos, const at:
   params.tokens = x.size(1);
   params.heads = static_cast<int>(x.size(2));
   params.dim = static_cast<int>(x.size(3));
-  params.type = rotary_type(x).value();
+  params.type = element_type(x).value();
   if (!cos.defined()) return params;
   params.cos = cos.const_data_ptr<float>();
   params.sin = sin.const_data_ptr<float>();

@@ -3,14 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-
 #include "gsa/ops/rotary/rotary_params.h"
 
 namespace gsa {
-
-/// The kernels' name of a dtype, if they take it.
-std::optional<RotaryType> rotary_type(const at::Tensor& x);
 
 /// Strides of x [B,T,H,E]. Those of dimensions of one element may be anything: 0 keeps them from deciding
 /// about alignment.

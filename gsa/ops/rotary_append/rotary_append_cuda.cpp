@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "gsa/ops/element_type.h"
 #include "gsa/ops/rotary/rotary_problem.h"
 #include "gsa/ops/rotary_append/rotary_append.h"
 #include "gsa/ops/rotary_append/rotary_append_kernel.h"
@@ -33,7 +34,7 @@ void rotary_append_cuda(const NewTokens& given, const CachePlaces& places) {
   check_rotary_append(given, places);
   const bool writable = has_rows(given.query) && has_rows(given.index_query) && has_rows(places.key) &&
                         has_rows(places.value) && has_rows(places.index_key);
-  if (!rotary_type(given.key) || !is_fp32(given.cos) || !is_fp32(given.index_cos) || !writable)
+  if (!element_type(given.key) || !is_fp32(given.cos) || !is_fp32(given.index_cos) || !writable)
     return rotary_append_reference(given, places);
   const c10::cuda::CUDAGuard device(given.key.device());
   NewTokens tokens = given;

@@ -106,11 +106,11 @@ cudaError_t launch_type(const RotaryAppendParams& p, cudaStream_t stream) {
 
 cudaError_t launch_rotary_append(const RotaryAppendParams& params, cudaStream_t stream) {
   switch (params.jobs[RotaryAppendParams::kKey].type) {
-    case RotaryType::kFloat:
+    case ElementType::kFloat:
       return append_jobs::launch_type<float>(params, stream);
-    case RotaryType::kHalf:
+    case ElementType::kHalf:
       return append_jobs::launch_type<__half>(params, stream);
-    case RotaryType::kBfloat16:
+    case ElementType::kBfloat16:
       return append_jobs::launch_type<__nv_bfloat16>(params, stream);
   }
   return cudaErrorInvalidValue;

@@ -7,28 +7,16 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "gsa/ops/element_type.h"
 #include "gsa/ops/sigmoid_gate/sigmoid_gate.h"
 #include "gsa/ops/sigmoid_gate/sigmoid_gate_kernel.h"
 
 namespace gsa {
 namespace {
 
-std::optional<GateType> gate_type(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return GateType::kFloat;
-    case at::kHalf:
-      return GateType::kHalf;
-    case at::kBFloat16:
-      return GateType::kBfloat16;
-    default:
-      return std::nullopt;
-  }
-}
-
 at::Tensor forward(const at::Tensor& x, const at::Tensor& gate) {
   check_sigmoid_gate(x, gate);
-  const auto type = gate_type(x);
+  const auto type = element_type(x);
   if (!type) return sigmoid_gate_reference(x, gate);
   const c10::cuda::CUDAGuard device(x.device());
   const at::Tensor packed_x = x.contiguous(), packed_gate = gate.contiguous();
@@ -47,7 +35,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Te
                                             const at::Tensor& gate) {
   check_sigmoid_gate(x, gate);
   check_sigmoid_gate(x, grad);
-  const auto type = gate_type(x);
+  const auto type = element_type(x);
   if (!type) return sigmoid_gate_backward_reference(grad, x, gate);
   const c10::cuda::CUDAGuard device(x.device());
   const at::Tensor packed_x = x.contiguous(), packed_gate = gate.contiguous(),

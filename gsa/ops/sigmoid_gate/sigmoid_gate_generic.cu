@@ -92,11 +92,11 @@ cudaError_t launch_type(const SigmoidGateParams& p, cudaStream_t stream) {
 template <bool kBackward>
 cudaError_t launch(const SigmoidGateParams& p, cudaStream_t stream) {
   switch (p.type) {
-    case GateType::kFloat:
+    case ElementType::kFloat:
       return launch_type<float, kBackward>(p, stream);
-    case GateType::kHalf:
+    case ElementType::kHalf:
       return launch_type<__half, kBackward>(p, stream);
-    case GateType::kBfloat16:
+    case ElementType::kBfloat16:
       return launch_type<__nv_bfloat16, kBackward>(p, stream);
   }
   return cudaErrorInvalidValue;

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace gsa {
+#include "gsa/cuda/element_type.h"
 
-enum class GateType { kFloat, kHalf, kBfloat16 };
+namespace gsa {
 
 // All arrays hold `size` contiguous elements of `type`.
 struct SigmoidGateParams {
@@ -16,7 +16,7 @@ struct SigmoidGateParams {
   void* grad_x = nullptr;          // backward: grad_out * sigmoid(gate)
   void* grad_gate = nullptr;       // backward: grad_out * x * sigmoid(gate) * (1 - sigmoid(gate))
   int64_t size = 0;
-  GateType type = GateType::kFloat;
+  ElementType type = ElementType::kFloat;
 };
 
 namespace gate {
@@ -24,12 +24,12 @@ namespace gate {
 constexpr int kThreads = 256;
 constexpr int kLoads = 4;  // 16-byte loads of each array that a thread has in flight
 
-constexpr int elements_per_load(GateType type) {
-  return type == GateType::kFloat ? 4 : 8;
+constexpr int elements_per_load(ElementType type) {
+  return type == ElementType::kFloat ? 4 : 8;
 }
 
 // One pass over the arrays without a loop: the blocks that cover `size`.
-constexpr int64_t blocks(int64_t size, GateType type) {
+constexpr int64_t blocks(int64_t size, ElementType type) {
   const int64_t each = int64_t{kThreads} * kLoads * elements_per_load(type);
   return (size + each - 1) / each;
 }

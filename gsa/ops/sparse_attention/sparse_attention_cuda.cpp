@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "gsa/ops/element_type.h"
 #include "gsa/ops/sparse_attention/sparse_attention.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode.h"
 #include "gsa/ops/sparse_attention/sparse_attention_params.h"
@@ -28,19 +29,6 @@ at::Tensor as_loadable(const at::Tensor& x) {
 
 void copy_strides(const at::Tensor& x, int64_t (&strides)[3]) {
   for (int64_t i = 0; i < 3; ++i) strides[i] = x.stride(i);
-}
-
-std::optional<AttentionType> kernel_type(at::ScalarType type) {
-  switch (type) {
-    case at::kBFloat16:
-      return AttentionType::kBfloat16;
-    case at::kHalf:
-      return AttentionType::kHalf;
-    case at::kFloat:
-      return AttentionType::kFloat;
-    default:
-      return std::nullopt;
-  }
 }
 
 SparseAttentionParams sizes_of(const at::Tensor& query, const at::Tensor& key, const at::Tensor& indices,
@@ -82,7 +70,7 @@ std::optional<SparseAttentionDecodeParams> decode_params(const SparseAttentionPa
   const bool query_packed = (p.batch == 1 || p.query_stride[0] == p.queries * heads) &&
                             (p.queries == 1 || p.query_stride[1] == heads) &&
                             (p.heads == 1 || p.query_stride[2] == p.dim);
-  if (p.type != AttentionType::kBfloat16 || !query_packed || !packed(p.key_stride) || !packed(p.value_stride))
+  if (p.type != ElementType::kBfloat16 || !query_packed || !packed(p.key_stride) || !packed(p.value_stride))
     return std::nullopt;
   SparseAttentionDecodeParams decode;
   decode.query = p.query;
@@ -129,7 +117,7 @@ std::tuple<at::Tensor, at::Tensor> sparse_attention_cuda(const at::Tensor& query
   check_sparse_attention(query, key, value, indices, counts, query_tile);
   const c10::cuda::CUDAGuard guard(query.device());
   const int64_t dim = query.size(3);
-  const std::optional<AttentionType> type = kernel_type(query.scalar_type());
+  const std::optional<ElementType> type = element_type(query);
   if (!type || (dim != 32 && dim != 64 && dim != 128 && dim != 256) || !small_enough(query, key)) {
     TORCH_WARN_ONCE(kOp, ": no kernel for ", query.scalar_type(), " with query ", query.sizes(), " and key ",
                     key.sizes(), "; falling back to the slower reference");

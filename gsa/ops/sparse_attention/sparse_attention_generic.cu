@@ -185,11 +185,11 @@ namespace gsa {
 cudaError_t launch_sparse_attention_forward_generic(const SparseAttentionParams& params, const int32_t* redo,
                                                     int redo_queries, cudaStream_t stream) {
   switch (params.type) {
-    case AttentionType::kBfloat16:
+    case ElementType::kBfloat16:
       return sparse_attention::launch<__nv_bfloat16>(params, redo, redo_queries, stream);
-    case AttentionType::kHalf:
+    case ElementType::kHalf:
       return sparse_attention::launch<__half>(params, redo, redo_queries, stream);
-    case AttentionType::kFloat:
+    case ElementType::kFloat:
       return sparse_attention::launch<float>(params, redo, redo_queries, stream);
   }
   return cudaErrorInvalidValue;

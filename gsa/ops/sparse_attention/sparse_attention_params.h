@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace gsa {
+#include "gsa/cuda/element_type.h"
 
-enum class AttentionType { kBfloat16, kHalf, kFloat };
+namespace gsa {
 
 struct SparseAttentionParams {
   const void* query;       // [B, T, H, E]
@@ -29,7 +29,7 @@ struct SparseAttentionParams {
   int rows, capacity;        // R, K
   int query_tile;            // queries that share a row of indices
   float scale;
-  AttentionType type;
+  ElementType type;
 };
 
 // Bytes of device memory that launch_sparse_attention_forward_sm90 needs beside its outputs.

@@ -256,7 +256,7 @@ size_t sparse_attention_forward_workspace_sm90(const SparseAttentionParams& p) {
 
 cudaError_t launch_sparse_attention_forward_sm90(const SparseAttentionParams& p, void* workspace,
                                                  cudaStream_t stream) {
-  const bool served = p.type == AttentionType::kBfloat16 && (p.dim == 64 || p.dim == 128) &&
+  const bool served = p.type == ElementType::kBfloat16 && (p.dim == 64 || p.dim == 128) &&
                       p.heads <= 16 * p.kv_heads && p.scale > 0 &&
                       (p.query_tile == 1 || p.query_tile == kTileQueries);
   if (!served) return cudaErrorNotSupported;

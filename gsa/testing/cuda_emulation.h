@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <type_traits>
 
 // CUDA's own names, words of any type, and offsets that fit a block's shared memory.
@@ -242,6 +243,11 @@ inline float __fmul_rn(float a, float b) {
 }
 inline float __fsub_rn(float a, float b) {
   return a - b;
+}
+inline float __fadd_rd(float x, float y) {
+  const double sum = static_cast<double>(x) + y;
+  const float nearest = static_cast<float>(sum);
+  return nearest > sum ? std::nextafter(nearest, -std::numeric_limits<float>::infinity()) : nearest;
 }
 inline int __float2int_rd(float x) {
   if (isnan(x)) return 0;

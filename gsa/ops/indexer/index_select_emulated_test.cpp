@@ -149,6 +149,18 @@ TEST_F(IndexSelectEmulated, SampledGates) {
   }
 }
 
+// The bitmap of a row holds 64K positions: longer rows are read once a window, from where it begins in the
+// list.
+TEST_F(IndexSelectEmulated, RowsOfSeveralWindows) {
+  check_exact_selection(tied_select_inputs(1, 3, 140000, 4, 64),
+                        make_select_options(900, "hard_sigmoid", 4, 30), select_emulated);
+  SelectInputs in =
+      tied_select_inputs(1, 2, 70000, 4, 64);  // nothing chosen in the first window but what is kept
+  in.key.slice(1, 0, 66000).fill_(-1);
+  in.query = in.query.abs();
+  check_exact_selection(in, make_select_options(500, "hard_sigmoid", 4, 30), select_emulated);
+}
+
 TEST_F(IndexSelectEmulated, NaNIsNeverSelected) {
   SelectInputs in = random_select_inputs(1, 50, 200, 4, 64);
   in.key.slice(1, 0, 200, 7).fill_(std::numeric_limits<double>::quiet_NaN());

@@ -11,6 +11,7 @@ namespace gsa::fused_select {
 constexpr int kBoundary = 256;  // entries of the histogram bin with the cut that the warp can rank by itself
 constexpr int kWindowPairs =
     1024;  // the bitmap of chosen positions, in pairs of words: 64K positions at a time
+constexpr uint32_t kBehindAll = 0x7fffffffu;  // the position of no entry
 
 // What a warp works with: while it samples, while keys stream, and while it finishes rows.
 union alignas(16) WarpScratch {
@@ -26,8 +27,36 @@ union alignas(16) WarpScratch {
   };
 };
 
-__device__ __forceinline__ void mark(uint2* bitmap, int position) {
-  atomicOr(reinterpret_cast<uint32_t*>(bitmap) + (position >> 5), 1u << (position & 31));
+// Marks a position, or counts, if `wanted`; without a branch.
+__device__ __forceinline__ void mark_if(bool wanted, uint2* bitmap, int position) {
+  uint32_t* word = reinterpret_cast<uint32_t*>(bitmap) + (position >> 5);
+  const uint32_t bit = 1u << (position & 31);
+#ifdef GSA_EMULATE_CUDA
+  if (wanted) atomicOr(word, bit);
+#else
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.s32 wanted, %0, 0;\n"
+      "@wanted red.shared.or.b32 [%1], %2;\n"
+      "}\n" ::"r"(static_cast<int>(wanted)),
+      "r"(cuda::mbarrier_address(word)), "r"(bit)
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void count_if(bool wanted, uint32_t* counter) {
+#ifdef GSA_EMULATE_CUDA
+  if (wanted) atomicAdd(counter, 1u);
+#else
+  asm volatile(
+      "{\n"
+      ".reg .pred wanted;\n"
+      "setp.ne.s32 wanted, %0, 0;\n"
+      "@wanted red.shared.add.u32 [%1], 1;\n"
+      "}\n" ::"r"(static_cast<int>(wanted)),
+      "r"(cuda::mbarrier_address(counter))
+      : "memory");
+#endif
 }
 
 __device__ __forceinline__ void clear_bitmap(uint2* bitmap) {
@@ -72,29 +101,35 @@ struct RowWriter {
   __device__ __forceinline__ void mark_kept(uint2* bitmap, int begin) const {
     const int lane = threadIdx.x & 31;
     const int end = min(last + 1, begin + kWindow);
-    for (int p = begin + lane; p < min(first, end); p += 32) mark(bitmap, p - begin);
-    for (int p = max(recent, begin) + lane; p < end; p += 32) mark(bitmap, p - begin);
+    for (int p = begin + lane; p < min(first, end); p += 32) mark_if(true, bitmap, p - begin);
+    for (int p = max(recent, begin) + lane; p < end; p += 32) mark_if(true, bitmap, p - begin);
   }
 
   // Writes the positions marked in the bitmap, which starts at position `begin`, in ascending order, and
-  // clears it.
+  // clears it. Two words a lane, twice: one prefix sum counts both, in halves.
   __device__ __forceinline__ void emit(uint2* bitmap, int begin) {
     const int lane = threadIdx.x & 31;
     const int pairs = (min(last + 1 - begin, kWindow) + 63) / 64;
+    static_assert(kWindowPairs % 64 == 0);
     __syncwarp();
-    for (int base = 0; base < pairs; base += 32) {
-      uint2 word = bitmap[base + lane];
-      bitmap[base + lane] = uint2{0, 0};
-      const int mine = __popc(word.x) + __popc(word.y);
-      const int before = cuda::warp_exclusive_sum(mine);
-      int32_t* to = out + written + before;
-      int position = begin + 64 * (base + lane) - 1;
-      for (; word.x != 0; word.x &= word.x - 1) *to++ = position + __ffs(word.x);
-      position += 32;
-      for (; word.y != 0; word.y &= word.y - 1) *to++ = position + __ffs(word.y);
-      written += __shfl_sync(kWarp, before + mine, 31);
+    for (int base = 0; base < pairs; base += 64) {
+      const uint2 low = bitmap[base + lane], high = bitmap[base + 32 + lane];
+      bitmap[base + lane] = bitmap[base + 32 + lane] = uint2{0, 0};
+      const uint32_t mine = __popc(low.x) + __popc(low.y) + ((__popc(high.x) + __popc(high.y)) << 16);
+      const uint32_t before = cuda::warp_exclusive_sum(static_cast<int>(mine));
+      const uint32_t all = __shfl_sync(kWarp, before + mine, 31);
+      int32_t* to = out + written;
+      put(low, begin + 64 * (base + lane), to + (before & 0xffff));
+      put(high, begin + 64 * (base + 32 + lane), to + (all & 0xffff) + (before >> 16));
+      written += static_cast<int>((all & 0xffff) + (all >> 16));
     }
     __syncwarp();
+  }
+
+ private:
+  static __device__ __forceinline__ void put(uint2 words, int position, int32_t* to) {
+    for (; words.x != 0; words.x &= words.x - 1) *to++ = position + __ffs(words.x) - 1;
+    for (; words.y != 0; words.y &= words.y - 1) *to++ = position + __ffs(words.y) + 31;
   }
 };
 
@@ -103,7 +138,7 @@ __device__ __forceinline__ void count_entries(const RowView& row, Scale scale, W
   for (int i = threadIdx.x & 31; i < kBins; i += 32) scratch.bins[i] = 0;
   __syncwarp();
   for_each_entry(row, [&](bool held, uint2 entry) {
-    if (held) atomicAdd(&scratch.bins[scale.bin(__uint_as_float(entry.x))], 1u);
+    count_if(held, &scratch.bins[scale.bin(__uint_as_float(entry.x))]);
   });
   __syncwarp();
 }
@@ -125,7 +160,7 @@ __device__ __forceinline__ bool cut_by_histogram(const RowView& row, int need, S
     const bool taken = held && score >= sure;
     const bool close = held && score >= near && !taken;
     surely += taken;
-    if (kMark && taken && entry.y < RowWriter::kWindow) mark(scratch.bitmap, entry.y);
+    if (kMark) mark_if(taken && entry.y < RowWriter::kWindow, scratch.bitmap, entry.y);
     const uint32_t all = __ballot_sync(kWarp, close);
     if (all != 0) {
       const int slot = count + __popc(all & ((1u << lane) - 1));
@@ -139,17 +174,49 @@ __device__ __forceinline__ bool cut_by_histogram(const RowView& row, int need, S
   cut = rank_boundary(scratch, count, rank);
   for (int i = lane; kMark && i < count; i += 32) {
     const uint2 entry = scratch.boundary[i];
-    if (entry.y < RowWriter::kWindow && cut.takes(entry)) mark(scratch.bitmap, entry.y);
+    mark_if(entry.y < RowWriter::kWindow && cut.takes(entry), scratch.bitmap, entry.y);
   }
   return true;
 }
 
+// Entries that may be out of order: those flushed together.
+constexpr int kDisorder = kLanesPerRow * kStaged;
+
+// A slot before which no entry lies at `begin` or after it. The lanes look at one entry each.
+__device__ __forceinline__ int slot_of_window(const RowView& row, int begin) {
+  if (begin == 0) return 0;
+  const int lane = threadIdx.x & 31, step = (row.total + 31) / 32, at = lane * step;
+  const bool before = at < row.total && static_cast<int>(load_entry(row.slots + 8 * at).y) < begin;
+  const uint32_t not_before = ~__ballot_sync(kWarp, before);
+  const int last = not_before == 0 ? 31 : __ffs(not_before) - 2;  // of those before it, in a row
+  return max(0, last * step - kDisorder) & ~1;
+}
+
 // Marks the positions of the window from `begin` on that the cut takes.
 __device__ __forceinline__ void mark_by_cut(const RowView& row, Cut cut, int begin, uint2* bitmap) {
-  for_each_entry(row, [&](bool held, uint2 entry) {
-    const uint32_t at = entry.y - begin;
-    if (held && at < static_cast<uint32_t>(RowWriter::kWindow) && cut.takes(entry)) mark(bitmap, at);
-  });
+  constexpr int kFlight = 8, kLast = (kDisorder + 63) / 64;
+  const int lane = threadIdx.x & 31, end = begin + RowWriter::kWindow;
+  for (int slot = slot_of_window(row, begin); slot < row.total; slot += 64 * kFlight) {
+    uint4 pairs[kFlight];
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      const int at = slot + 64 * i + 2 * lane;
+      pairs[i] = uint4{0, kBehindAll, 0, kBehindAll};
+      if (at < row.total) pairs[i] = load_pair(row.slots + 8 * at);
+      if (at + 1 == row.total) pairs[i].w = kBehindAll;
+    }
+    bool more = false;
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      for (const uint2 entry : {uint2{pairs[i].x, pairs[i].y}, uint2{pairs[i].z, pairs[i].w}}) {
+        const int position = static_cast<int>(entry.y);
+        mark_if(position >= begin && position < end && cut.takes(entry), bitmap, position - begin);
+        if (i >= kFlight - kLast) more |= position < end;
+      }
+    }
+    // Where so many in a row lie behind the window, all that follow do.
+    if (!__any_sync(kWarp, more)) break;
+  }
 }
 
 // Writes a row: the best `need` of its entries and the kept positions, ascending, then -1 up to `capacity`.

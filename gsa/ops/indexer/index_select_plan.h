@@ -22,7 +22,7 @@ constexpr int kSampleStride = 32;    // the sample takes every 32nd key
 constexpr int kLanesPerRow = 4;      // threads that share a query's scores
 constexpr int kStaged = 44;          // survivors a lane gathers before its warp stores them
 constexpr int kStagedStep = 33 * 8;  // bytes from one of them to the next; a lane's lie in different banks
-constexpr int kBins = 128;           // of a row's histogram of survivors
+constexpr int kBins = 256;           // of a row's histogram of survivors
 constexpr int kHeaderBytes = 1024;   // of the workspace: work counter and flags
 
 // Survivors that a row's list can hold: twice the largest budget, so that a full list means that trimming to

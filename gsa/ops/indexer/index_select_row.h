@@ -52,8 +52,11 @@ struct Scale {
   __device__ __forceinline__ float surely_not_below(int bin) const { return edge(bin - 0.01f); }
   __device__ __forceinline__ float edge(float bin) const { return low + bin / per_bin; }
 
+  // Rounds down without the conversion unit.
   __device__ __forceinline__ int bin(float score) const {
-    return min(max(__float2int_rd((score - low) * per_bin), 0), kBins - 1);
+    const float at = fminf(fmaxf((score - low) * per_bin, 0.0f), static_cast<float>(kBins - 1));
+    constexpr float kOnes = 1 << 23;  // a float from here on has no fraction: its lowest bits are the integer
+    return static_cast<int>(__float_as_uint(__fadd_rd(at, kOnes)) & (kBins - 1));
   }
 };
 

@@ -20,6 +20,11 @@ __device__ __forceinline__ void wait_acquire(const unsigned* counter, unsigned t
   } while (seen < target);
 }
 
+// All that the stream's kernel before this one wrote is visible, if this one was launched to overlap it.
+__device__ __forceinline__ void wait_previous_kernel() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // The stream's next kernel may start, if it was launched to overlap this one.
 __device__ __forceinline__ void launch_dependents() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -136,6 +136,7 @@ struct cudaLaunchAttribute {
   int id = 0;
   struct {
     int cooperative = 0;
+    int programmaticStreamSerializationAllowed = 0;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -145,7 +146,7 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs = nullptr;
   unsigned numAttrs = 0;
 };
-enum { cudaLaunchAttributeCooperative = 2 };
+enum { cudaLaunchAttributeCooperative = 2, cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

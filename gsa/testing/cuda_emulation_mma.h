@@ -76,6 +76,7 @@ inline void arrive_release(unsigned* counter) {
 inline void wait_acquire(const unsigned* counter, unsigned target) {
   for (unsigned seen; (seen = *counter) < target;) emulation::wait_while(counter, ~0u, seen);
 }
+inline void wait_previous_kernel() {}
 inline void launch_dependents() {}
 
 }  // namespace cuda

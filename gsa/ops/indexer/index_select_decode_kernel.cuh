@@ -178,6 +178,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ uint4 dynamic[];
   __shared__ Shared shared;
 #endif
+  cuda::wait_previous_kernel();
   const Part part = find_part(p, layout);
   if (part.row < 0) return;
   Queries<Key, kDim, kColumns> queries;

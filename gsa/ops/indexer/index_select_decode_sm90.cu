@@ -99,17 +99,19 @@ cudaError_t launch_rows(const IndexSelectDecodeParams& params, const Plan& plan,
     error = cudaMemsetAsync(params.workspace, 0, ws.zeroed_bytes, stream);
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id =
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id =
       cudaLaunchAttributeCooperative;  // all parts of a row must be there when they wait for each other
-  attribute.val.cooperative = 1;
+  attributes[0].val.cooperative = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // of a kernel before, not a memset
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(plan.ctas);
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = plan.shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = params.workspace_zeroed ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, params, ws, layout);
 }
 

@@ -6,6 +6,7 @@
 // cluster's distributed shared memory.
 #include <cooperative_groups.h>
 
+#include "gsa/cuda/grid.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode_tile.cuh"
 
@@ -55,7 +56,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
     return at < p.capacity ? indices[at] : -1;
   };
   int at = warp * splits + split;  // this warp's tile
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  cuda::launch_dependents();       // the next kernel waits for the end of this one, but may start to wait
+  cuda::wait_previous_kernel();
 
   // Everything that does not depend on anything else first: one latency for all.
   int next = read_index(at);

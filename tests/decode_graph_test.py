@@ -1,0 +1,58 @@
+"""Captured decode selections: replays choose what the eager call chooses, and graphs that come and go do not disturb each other."""
+import os
+import unittest
+
+import torch
+
+torch.ops.load_library(os.environ["GSA_LIBRARY"])
+
+
+def problem(keys):
+    return (torch.randn(1, 1, 4, 64, device="cuda").bfloat16(), torch.randn(1, keys, 64, device="cuda").bfloat16(),
+            torch.rand(1, 1, 4, device="cuda"))
+
+
+def select(inputs):
+    return torch.ops.gsa.index_select(*inputs, None, None, 300, 300, 300, "fixed", "hard_sigmoid", 1, 4, 32)[0]
+
+
+@unittest.skipUnless(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9, "no Hopper GPU")
+class DecodeGraph(unittest.TestCase):
+    def capture(self, layers):
+        select(layers[0])
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = [select(layer) for layer in layers]
+        return graph, found
+
+    def check(self, graph, layers, found):
+        for layer in layers:
+            for tensor in layer:
+                tensor.copy_(torch.rand_like(tensor))
+        expected = [select(layer) for layer in layers]
+        for _ in range(3):
+            for indices in found:
+                indices.fill_(-7)
+            graph.replay()
+            for indices, wanted in zip(found, expected):
+                self.assertTrue(torch.equal(indices, wanted))
+
+    def test_replays_agree_with_eager_calls(self):
+        layers = [problem(keys) for keys in (700, 30000, 4000, 30000)]
+        graph, found = self.capture(layers)
+        self.check(graph, layers, found)
+
+    def test_graphs_that_come_and_go(self):
+        kept = [problem(20000), problem(900)]
+        graph, found = self.capture(kept)
+        for keys in (500, 50000, 7000):
+            layers = [problem(keys), problem(20000)]
+            other, others = self.capture(layers)
+            self.check(other, layers, others)
+            self.check(graph, kept, found)
+            del other, others
+
+
+if __name__ == "__main__":
+    unittest.main()

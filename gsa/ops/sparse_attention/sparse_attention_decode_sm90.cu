@@ -14,19 +14,34 @@ namespace gsa {
 namespace decode {
 namespace {
 
-// Shared memory of a CTA: what its warps have found, then what it has.
+// Shared memory of a CTA: what its warps have found, then what all CTAs of the cluster have found for the
+// outputs that this one finishes.
 struct Partial {
-  float* out;    // [warp][head][dim]; the CTA's result in warp 0's place
-  float* peak;   // [warp][head]
-  float* sum;    // [warp][head]
-  float* total;  // [2][head] peak and sum of the CTA
+  float* out;       // [warp][head][dim]
+  float* peak;      // [warp][head]
+  float* sum;       // [warp][head]
+  float* part_out;  // [CTA][output]
+  float2* total;    // [CTA][head] peak and sum
 
   __device__ Partial(float* base, int warps, int heads, int dim)
-      : out(base), peak(base + warps * heads * dim), sum(peak + warps * heads), total(sum + warps * heads) {}
+      : out(base),
+        peak(base + warps * heads * dim),
+        sum(peak + warps * heads),
+        part_out(sum + warps * heads),
+        total(reinterpret_cast<float2*>(part_out + heads * dim)) {}
 };
 
-constexpr size_t partial_bytes(int warps, int heads, int dim) {
-  return sizeof(float) * heads * (static_cast<size_t>(warps) * (dim + 2) + 2);
+constexpr size_t partial_bytes(int warps, int heads, int dim, int splits) {
+  return sizeof(float) * heads * (static_cast<size_t>(warps) * (dim + 2) + dim + 2 * splits);
+}
+
+// The cluster's barrier: arrive, and wait for the others to have arrived. What was written before, also to
+// their shared memory, is visible then.
+__device__ __forceinline__ void arrive_at_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 template <int kDim, int kBlocks, int kWarps>
@@ -55,7 +70,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
     const int at = tile * kAttentionTile + lane % 16;
     return at < p.capacity ? indices[at] : -1;
   };
-  int at = warp * splits + split;  // this warp's tile
+  int at = split * kWarps + warp;  // this warp's tile
+  arrive_at_cluster();             // they have started, so have shared memory to write to
   cuda::launch_dependents();       // the next kernel waits for the end of this one, but may start to wait
   cuda::wait_previous_kernel();
 
@@ -112,38 +128,43 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < heads * kDim; i += kThreads) {
+  wait_for_cluster();
+  // Each CTA of the cluster finishes a share of the outputs: the others send it theirs.
+  const int outputs = heads * kDim / splits;
+  for (int i = threadIdx.x * 2; i < heads * kDim; i += kThreads * 2) {
     const int head = i / kDim;
-    float peak = -INFINITY, sum = 0, out = 0;
+    float peak = -INFINITY, sum = 0;
+    float2 out = make_float2(0, 0);
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, partial.peak[w * heads + head]);
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       const float factor = weight_of(partial.peak[w * heads + head], peak);
+      const float2 found = *reinterpret_cast<const float2*>(partial.out + w * heads * kDim + i);
       sum += partial.sum[w * heads + head] * factor;
-      out += partial.out[w * heads * kDim + i] * factor;
+      out.x += found.x * factor;
+      out.y += found.y * factor;
     }
-    partial.out[i] = out;
-    if (i % kDim == 0) {
-      partial.total[head] = peak;
-      partial.total[heads + head] = sum;
-    }
+    const int target = i / outputs, place = split * outputs + i % outputs;
+    *reinterpret_cast<float2*>(cluster.map_shared_rank(partial.part_out, target) + place) = out;
+    if (i % outputs == 0 || i % kDim == 0)  // the first of the target's, or of the head's
+      cluster.map_shared_rank(partial.total, target)[split * heads + head] = make_float2(peak, sum);
   }
-  cluster.sync();
-  // Each CTA of the cluster finishes a share of the outputs; eight lanes fetch one output's parts at once.
-  constexpr int kLanes = 8;
-  const int outputs = heads * kDim, thread = threadIdx.x, part = thread % kLanes;
-  for (int i = (split * kThreads + thread) / kLanes; i < outputs; i += splits * kThreads / kLanes) {
-    const int head = i / kDim;
+  arrive_at_cluster();
+  wait_for_cluster();
+  constexpr int kLanes = 8;  // share an output's parts
+  const int part = threadIdx.x % kLanes;
+  for (int i = threadIdx.x / kLanes; i < outputs; i += kThreads / kLanes) {
+    const int output = split * outputs + i, head = output / kDim;
     float peaks[2], sums[2], outs[2], peak = -INFINITY, sum = 0, out = 0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int s = part + r * kLanes;
       const bool there = s < splits;
-      const float* total = cluster.map_shared_rank(partial.total, there ? s : 0);
-      peaks[r] = there ? total[head] : -INFINITY;
-      sums[r] = there ? total[heads + head] : 0.0f;
-      outs[r] = there ? cluster.map_shared_rank(partial.out, there ? s : 0)[i] : 0.0f;
+      const float2 total = there ? partial.total[s * heads + head] : make_float2(-INFINITY, 0.0f);
+      peaks[r] = total.x;
+      sums[r] = total.y;
+      outs[r] = there ? partial.part_out[s * outputs + i] : 0.0f;
       peak = fmaxf(peak, peaks[r]);
     }
 #pragma unroll
@@ -162,20 +183,19 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
     }
     if (part != 0) continue;
     const bool any = sum > 0 || sum != sum;  // NaN must not look like no keys
-    static_cast<__nv_bfloat16*>(p.out)[first_head * kDim + i] = __float2bfloat16(any ? out / sum : 0.0f);
-    if (i % kDim == 0) p.lse[first_head + head] = any ? (peak + log2f(sum)) * 0.693147181f : -INFINITY;
+    static_cast<__nv_bfloat16*>(p.out)[first_head * kDim + output] = __float2bfloat16(any ? out / sum : 0.0f);
+    if (output % kDim == 0) p.lse[first_head + head] = any ? (peak + log2f(sum)) * 0.693147181f : -INFINITY;
   }
-  cluster.sync();  // the others may still read this CTA's memory
 }
 
 template <int kDim, int kBlocks, int kWarps>
 cudaError_t launch(const SparseAttentionDecodeParams& p, int multiprocessors, cudaStream_t stream) {
   const auto kernel = sparse_attention_decode_kernel<kDim, kBlocks, kWarps>;
-  const size_t bytes = partial_bytes(kWarps, p.heads / p.groups, kDim);
   int splits = attention_splits(p.batch, p.queries, p.groups, p.capacity, multiprocessors);
   if (splits > 8 &&
       cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess)
     splits = 8;
+  const size_t bytes = partial_bytes(kWarps, p.heads / p.groups, kDim, splits);
   if (cudaError_t error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)))
     return error;

@@ -53,6 +53,45 @@ class DecodeGraph(unittest.TestCase):
             self.check(graph, kept, found)
             del other, others
 
+    def test_graphs_beside_each_other(self):
+        """Replays on two streams at once, and eager calls on a third."""
+        shapes = (60000, 9000, 60000, 131072)
+        graphs = [self.capture([problem(keys) for keys in shapes]) for _ in range(2)]
+        layers = [problem(keys) for keys in shapes]
+        expected = [select(layer) for layer in layers]
+        wanted = []
+        for graph, found in graphs:
+            graph.replay()
+            torch.cuda.synchronize()
+            wanted.append([indices.clone() for indices in found])
+        streams = [torch.cuda.Stream() for _ in range(3)]
+        for _ in range(20):
+            for stream, (graph, _) in zip(streams, graphs):
+                with torch.cuda.stream(stream):
+                    graph.replay()
+            with torch.cuda.stream(streams[2]):
+                eager = [select(layer) for layer in layers]
+            torch.cuda.synchronize()
+            for a, b in zip(eager + graphs[0][1] + graphs[1][1], expected + wanted[0] + wanted[1]):
+                self.assertTrue(torch.equal(a, b))
+
+    def test_capture_across_streams(self):
+        layers = [problem(30000), problem(50000)]
+        expected = [select(layer) for layer in layers]
+        torch.cuda.synchronize()
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.graph(graph):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                found = [select(layers[0])]
+            found.append(select(layers[1]))
+            torch.cuda.current_stream().wait_stream(side)
+        for _ in range(20):
+            graph.replay()
+        torch.cuda.synchronize()
+        for indices, wanted in zip(found, expected):
+            self.assertTrue(torch.equal(indices, wanted))
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -20,6 +20,37 @@ __device__ __forceinline__ void wait_acquire(const unsigned* counter, unsigned t
   } while (seen < target);
 }
 
+// Reads and writes that go to the device's memory each time, without an order among themselves.
+__device__ __forceinline__ uint4 load_relaxed(const uint4* from) {
+  uint4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+__device__ __forceinline__ unsigned load_relaxed(const unsigned* from) {
+  unsigned x;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+  return x;
+}
+__device__ __forceinline__ ulonglong2 load_relaxed(const ulonglong2* from) {
+  ulonglong2 x;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(x.x), "=l"(x.y) : "l"(from) : "memory");
+  return x;
+}
+__device__ __forceinline__ unsigned long long load_relaxed(const unsigned long long* from) {
+  unsigned long long x;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(x) : "l"(from) : "memory");
+  return x;
+}
+__device__ __forceinline__ void store_relaxed(unsigned long long* to, unsigned long long x) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(x) : "memory");
+}
+
+// Between two looks at the same place.
+__device__ __forceinline__ void poll_again() {}
+
 // All that the stream's kernel before this one wrote is visible, if this one was launched to overlap it.
 __device__ __forceinline__ void wait_previous_kernel() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

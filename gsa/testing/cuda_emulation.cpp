@@ -123,6 +123,9 @@ const std::function<void()>* running_kernel = nullptr;
 size_t dynamic_shared_bytes = 0;
 Context scheduler;
 std::string failure;
+uint32_t polls = 0;  // times that those who poll were woken
+bool polled = false;
+constexpr uint32_t kMaxPolls = 10'000;
 
 void leave() {
   switch_context(block->fibers[block->current].context, scheduler);
@@ -208,10 +211,16 @@ void run_cooperative_grid(int blocks, int threads, size_t shared_bytes, const st
   // lets it, so that a wait that is too short shows. Every other grid favours the blocks the other way round.
   static bool backwards = false;
   backwards = !backwards;
+  polls = 0;
+  polled = false;
   for (int turn = 0; turn < blocks;) {
     bool ran = false;
     while (advance(*all[backwards ? blocks - 1 - turn : turn])) ran = true;
     turn = ran ? 0 : turn + 1;
+    if (turn < blocks || !polled) continue;
+    if (++polls == kMaxPolls) throw std::runtime_error("emulated kernel: blocks poll for ever");
+    polled = false;
+    turn = 0;
   }
   for (const auto& mine : all) check_end(*mine);
 }
@@ -224,6 +233,11 @@ void wait_while(const uint32_t* word, uint32_t mask, uint32_t value) {
   fiber.value = value;
   leave();
   fiber.word = nullptr;
+}
+
+void wait_for_others() {
+  polled = true;
+  wait_while(&polls, ~0u, polls);
 }
 
 void fail(const char* message) {

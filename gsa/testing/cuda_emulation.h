@@ -47,6 +47,9 @@ void run_cooperative_grid(int blocks, int threads, size_t shared_bytes, const st
 /// For fibers. Waits while (*word & mask) == value.
 void wait_while(const uint32_t* word, uint32_t mask, uint32_t value);
 
+/// For fibers that poll without wait_while. Waits until no other fiber of the grid can go on.
+void wait_for_others();
+
 /// Ends the run: run_grid throws std::runtime_error with this message.
 [[noreturn]] void fail(const char* message);
 
@@ -84,6 +87,9 @@ struct alignas(8) float2 {
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) ulonglong2 {
+  unsigned long long x, y;
 };
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -342,6 +348,19 @@ T __shfl_xor_sync(uint32_t mask, T x, int bits) {
 template <class T>
 T __shfl_up_sync(uint32_t mask, T x, int distance) {
   return emulation::shuffle(mask, x, emulation::lane() - distance, 'u');
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+inline long long __double_as_longlong(double x) {
+  long long bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline double __longlong_as_double(long long bits) {
+  double x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
 }
 inline uint32_t __ballot_sync(uint32_t mask, bool mine) {
   const uint32_t bit = static_cast<uint32_t>(mine) << emulation::lane();

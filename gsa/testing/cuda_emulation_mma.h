@@ -76,6 +76,24 @@ inline void arrive_release(unsigned* counter) {
 inline void wait_acquire(const unsigned* counter, unsigned target) {
   for (unsigned seen; (seen = *counter) < target;) emulation::wait_while(counter, ~0u, seen);
 }
+inline uint4 load_relaxed(const uint4* from) {
+  return *from;
+}
+inline unsigned load_relaxed(const unsigned* from) {
+  return *from;
+}
+inline ulonglong2 load_relaxed(const ulonglong2* from) {
+  return *from;
+}
+inline unsigned long long load_relaxed(const unsigned long long* from) {
+  return *from;
+}
+inline void store_relaxed(unsigned long long* to, unsigned long long x) {
+  *to = x;
+}
+inline void poll_again() {
+  emulation::wait_for_others();
+}
 inline void wait_previous_kernel() {}
 inline void launch_dependents() {}
 

@@ -78,6 +78,19 @@ TEST(CudaEmulation, BlocksOfACooperativeGridWaitForEachOther) {
   EXPECT_EQ(failure, "emulated kernel: deadlock, 32 threads of block 0 wait for ever");
 }
 
+TEST(CudaEmulation, BlocksPollWhatOthersWrite) {
+  unsigned long long words[3] = {1, 0, 0};
+  const auto kernel = [&](unsigned from) {  // each waits for the one before
+    if (threadIdx.x != 5) return;
+    while (cuda::load_relaxed(words + (blockIdx.x + from) % 3) == 0) cuda::poll_again();
+    cuda::store_relaxed(words + blockIdx.x, blockIdx.x + 1);
+  };
+  emulation::run_cooperative_grid(3, 32, 0, [&] { kernel(blockIdx.x == 0 ? 0 : 2); });
+  EXPECT_EQ(words[2], 3u);
+  words[0] = words[1] = words[2] = 0;
+  EXPECT_THROW(emulation::run_cooperative_grid(3, 32, 0, [&] { kernel(2); }), std::runtime_error);
+}
+
 TEST(CudaEmulation, WarpProducts) {
   auto generator = testing::case_generator(1);
   std::vector<int> a(256), b(128), products(128);  // 16 x 16, 16 x 8

@@ -6,6 +6,45 @@
 
 namespace gsa::decode {
 
+// A slot's words are zero until they are written: zero itself is written as -0.
+__device__ __forceinline__ void publish(Slot& slot, double a, double b, double c) {
+  const auto put = [](double& word, double x) {
+    cuda::store_relaxed(reinterpret_cast<unsigned long long*>(&word),
+                        __double_as_longlong(x == 0 ? -0.0 : x));
+  };
+  put(slot.a, a);
+  put(slot.b, b);
+  put(slot.c, c);
+}
+
+// Calls visit(slot) for every part of the row that is the lane's, in order, when it is there.
+template <typename Visit>
+__device__ __forceinline__ void visit_slots(const Slot* slots, int stride, int splits, Visit&& visit) {
+  constexpr int kAtOnce = 5;  // loads in flight: for all multiprocessors
+  for (int base = threadIdx.x & 31; base < splits; base += 32 * kAtOnce) {
+    ulonglong2 first[kAtOnce];
+    unsigned long long third[kAtOnce];
+    const auto load = [&](int i) {
+      const auto* words = reinterpret_cast<const ulonglong2*>(slots + (base + i * 32) * stride);
+      first[i] = cuda::load_relaxed(words);
+      third[i] = cuda::load_relaxed(&words[1].x);
+    };
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (base + i * 32 < splits) load(i);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (base + i * 32 >= splits) break;
+      while (first[i].x == 0 || first[i].y == 0 || third[i] == 0) {
+        cuda::poll_again();
+        load(i);
+      }
+      visit(__longlong_as_double(first[i].x), __longlong_as_double(first[i].y),
+            __longlong_as_double(third[i]));
+    }
+  }
+}
+
 // Adds up what score_part left in shared.moments, in a fixed order: which sets and quads hold a query follows
 // from the layout of an accumulator.
 __device__ inline void publish_moments(const IndexSelectDecodeParams& p, const Workspace& ws,
@@ -30,12 +69,7 @@ __device__ inline void publish_moments(const IndexSelectDecodeParams& p, const W
   sum = warp_total(sum);
   square = warp_total(square);
   count = warp_total(count);
-  if (lane == 0) {
-    Slot& slot = ws.slots[static_cast<size_t>(blockIdx.x) * p.queries + query];
-    slot.a = sum;
-    slot.b = square;
-    slot.c = count;
-  }
+  if (lane == 0) publish(ws.slots[static_cast<size_t>(blockIdx.x) * p.queries + query], sum, square, count);
 }
 
 // For the entropy and maximum rules, which need a pass over the scores of their own: the part's maximum of
@@ -67,12 +101,12 @@ __device__ __noinline__ inline void publish_peak(const IndexSelectDecodeParams& 
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    Slot slot{peak, 0, 0, 0, 0};
+    double total = 0, total_weighted = 0;
     for (int w = 0; w < kWarps; ++w) {
-      slot.b += shared.peak[w][1];
-      slot.c += shared.peak[w][2];
+      total += shared.peak[w][1];
+      total_weighted += shared.peak[w][2];
     }
-    ws.slots[static_cast<size_t>(blockIdx.x) * p.queries + query] = slot;
+    publish(ws.slots[static_cast<size_t>(blockIdx.x) * p.queries + query], peak, total, total_weighted);
   }
   __syncthreads();
 }
@@ -80,7 +114,6 @@ __device__ __noinline__ inline void publish_peak(const IndexSelectDecodeParams& 
 // The quantity the budget rule reads, from the row's parts. Lane 0 of the query's warp gets it.
 __device__ inline float find_statistic(const IndexSelectDecodeParams& p, const Workspace& ws,
                                        const Part& part, int query) {
-  const int lane = threadIdx.x & 31;
   const int position = part.length - static_cast<int>(p.queries) + query;
   const Slot* slots = ws.slots + static_cast<size_t>(blockIdx.x - part.rank) * p.queries + query;
   if (p.budget ==
@@ -91,24 +124,23 @@ __device__ inline float find_statistic(const IndexSelectDecodeParams& p, const W
   const bool by_peak = p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
   float peak = -INFINITY;
   if (by_peak)
-    for (int r = lane; r < part.splits; r += 32)
-      peak = fmaxf(peak, static_cast<float>(__ldcg(&slots[static_cast<int64_t>(r) * p.queries].a)));
+    visit_slots(slots, static_cast<int>(p.queries), part.splits,
+                [&](double first, double, double) { peak = fmaxf(peak, static_cast<float>(first)); });
   peak = warp_peak(peak);
   if (p.budget == SelectBudget::kMaxScore) return peak;
   double a = 0, b = 0, c = 0;
-  for (int r = lane; r < part.splits; r += 32) {
-    const Slot* slot = slots + static_cast<int64_t>(r) * p.queries;
-    const double first = __ldcg(&slot->a), second = __ldcg(&slot->b), third = __ldcg(&slot->c);
-    if (!by_peak) {
-      a += first;
-      b += second;
-      c += third;
-    } else if (second > 0) {
-      const double shift = first - peak, factor = exp(shift);
-      a += second * factor;
-      b += (third + second * shift) * factor;
-    }
-  }
+  visit_slots(slots, static_cast<int>(p.queries), part.splits,
+              [&](double first, double second, double third) {
+                if (!by_peak) {
+                  a += first;
+                  b += second;
+                  c += third;
+                } else if (second > 0) {
+                  const double shift = first - peak, factor = exp(shift);
+                  a += second * factor;
+                  b += (third + second * shift) * factor;
+                }
+              });
   a = warp_total(a);
   b = warp_total(b);
   c = warp_total(c);
@@ -145,12 +177,17 @@ __device__ inline void start_search(const IndexSelectDecodeParams& p, const Work
     p.statistic[part.row * p.queries + query] = statistic;
 }
 
+// For a budget that does not read it: only one part does then, and leaves the slots zero. By the last warps:
+// the first ones are about to wait for records.
 __device__ inline void write_statistic(const IndexSelectDecodeParams& p, const Workspace& ws,
                                        const Part& part) {
-  const int query = threadIdx.x / 32;
+  const int query = kWarps - 1 - static_cast<int>(threadIdx.x) / 32;
   if (query >= p.queries) return;
   const float statistic = find_statistic(p, ws, part, query);
-  if ((threadIdx.x & 31) == 0) p.statistic[part.row * p.queries + query] = statistic;
+  const int lane = threadIdx.x & 31;
+  if (lane == 0) p.statistic[part.row * p.queries + query] = statistic;
+  for (int r = lane; r < part.splits; r += 32)
+    ws.slots[static_cast<size_t>(blockIdx.x - part.rank + r) * p.queries + query] = {};
 }
 
 }  // namespace gsa::decode

@@ -91,8 +91,7 @@ __device__ __noinline__ inline void count_candidates(Shared& shared, unsigned* h
 // round, unless very many scores lie very close. The bins of a later round divide the interval that the
 // candidates of the one before span.
 __device__ inline void narrow(const IndexSelectDecodeParams& p, const Workspace& ws, Shared& shared,
-                              unsigned* histogram, float* scores, int stride, uint4 first_share,
-                              int& arrivals) {
+                              unsigned* histogram, float* scores, int stride, int& arrivals) {
   const Part part = shared.part;
   const int tokens = static_cast<int>(p.queries);
   const size_t rows = static_cast<size_t>(p.batch) * tokens;
@@ -109,25 +108,31 @@ __device__ inline void narrow(const IndexSelectDecodeParams& p, const Workspace&
       Search& search = shared.search[query];
       const Words words{scores + query * stride};
       const Kept kept = kept_of(p, part, query);
-      if (search.mode == Mode::kBin)
-        find_bin(round + query == 0 ? first_share : load_bins(histogram_of(round, query)), shared, search);
       if (round == 0) {
-        mark_first(ws, shared, words, query, row_of(query), kept);
+        find_bin(histogram_of(0, query), ws.missing + row_of(query), kept.others(0, part.length), shared,
+                 search);
+        mark_first(ws, shared, words, query, tokens, row_of(query), kept);
       } else {
-        mark_later(ws, shared, words, query, row_of(query), kept);
+        if (search.mode == Mode::kBin)
+          find_bin(histogram_of(round, query), nullptr, search.candidates, shared, search);
+        mark_later(ws, shared, words, query, tokens, row_of(query), kept);
       }
       if (search.mode != Mode::kBin) continue;
       more |= 1u << query;
       if (part.rank == 0 && round + 1 < kRounds)
         for (int i = threadIdx.x; i < kBins; i += kThreads) histogram_of(round + 1, query)[i] = 0;
     }
-    auto publish = [&] {
+    auto publish = [&, marked = active] {
       for (int query = 0; query < tokens; ++query)
-        if (active >> query & 1) publish_tally(ws, shared, query, row_of(query), round, tokens);
+        if (marked >> query & 1) publish_tally(ws, shared, query, row_of(query), round, tokens);
     };
-    row_barrier(counter, part.splits, arrivals, publish, [] {});
     active = more;
-    if (!active) return;
+    if (!active) {
+      __syncthreads();
+      if (threadIdx.x == 0) publish();
+      return;
+    }
+    row_barrier<true>(counter, part.splits, arrivals, publish, [] {});
     for (int query = 0; query < tokens; ++query) {
       if (!(active >> query & 1)) continue;
       const unsigned* bounds = ws.bounds + (static_cast<size_t>(row_of(query)) * kRounds + round) * 2;
@@ -146,24 +151,55 @@ __device__ inline void narrow(const IndexSelectDecodeParams& p, const Workspace&
       }
       __syncthreads();
     }
-    row_barrier(
+    row_barrier<true>(
         counter, part.splits, arrivals, [] {}, [] {});
   }
 }
 
-// Leaves the workspace as it was found: zero. Called when no part of the row reads it any more, but for the
-// barrier; the last part to leave resets that.
+// Zeroes this part's share of what only the search used, when all of the row's records are there.
 __device__ inline void clean(const IndexSelectDecodeParams& p, const Workspace& ws, const Part& part) {
   const int tokens = static_cast<int>(p.queries), first = part.row * tokens, thread = threadIdx.x;
   for (int i = part.rank * kThreads + thread; i < tokens * kBins; i += part.splits * kThreads)
     ws.histogram[static_cast<size_t>(first) * kBins + i] = 0;
-  if (part.rank == 0) {
-    if (thread < tokens) ws.list_count[first + thread] = 0;
-    if (thread < tokens * kRounds * 2) ws.bounds[first * kRounds * 2 + thread] = 0;
+  if (part.rank != 0) return;
+  if (thread < tokens) ws.list_count[first + thread] = ws.missing[first + thread] = 0;
+  if (thread < tokens * kRounds * 2) ws.bounds[first * kRounds * 2 + thread] = 0;
+  if (thread == 0) ws.barrier[part.row * 2] = 0;
+}
+
+// One thread leaves when the block reads nothing of the row's other parts any more: the number of parts that
+// had left.
+__device__ __forceinline__ unsigned leave(const Workspace& ws, const Part& part) {
+  return atomicAdd(ws.barrier + part.row * 2 + 1, 1u);
+}
+
+// What the warp that left last zeroes: all that any other part may have been reading.
+__device__ inline void clean_records(const Workspace& ws, const Shared& shared, const Part& part, int tokens,
+                                     bool slots) {
+  const int lane = threadIdx.x & 31;
+  const size_t first = static_cast<size_t>(blockIdx.x - part.rank) * tokens;
+  for (int i = lane; i < part.splits * tokens; i += 32) {
+    ws.records[first + i] = {};
+    if (slots) ws.slots[first + i] = {};
   }
-  if (thread != 0) return;
-  unsigned* counter = ws.barrier + part.row * 2;
-  if (atomicAdd(counter + 1, 1u) == static_cast<unsigned>(part.splits) - 1) counter[0] = counter[1] = 0;
+  for (int query = 0; query < tokens; ++query)
+    for (unsigned i = lane; i < shared.found[query].beyond; i += 32)
+      ws.list[static_cast<size_t>(part.row * tokens + query) * kCandidates + i] = 0;
+  if (lane == 0) ws.barrier[part.row * 2 + 1] = 0;
+}
+
+// Adds a query's histogram to its row's.
+__device__ __forceinline__ void add_histogram(Shared& shared, int query, const unsigned* histogram,
+                                              unsigned* to) {
+  unsigned counted = 0;
+#pragma unroll
+  for (int i = 0; i < kBinsEach; ++i) {
+    const unsigned count = histogram[i * kThreads + threadIdx.x];
+    counted += count;
+    if (count) atomicAdd(to + i * kThreads + threadIdx.x, count);
+  }
+  counted = __reduce_add_sync(0xffffffffu, counted);
+  if ((threadIdx.x & 31) == 0 && counted) atomicAdd(shared.counted + query, counted);
 }
 
 // kSolo: one token of four heads.
@@ -201,7 +237,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     scores = ws.scores + static_cast<size_t>(part.row) * tokens * stride + part.begin;
   }
   for (int i = threadIdx.x; i < tokens * kBins; i += kThreads) histogram[i] = 0;
-  if (threadIdx.x < kMaxTokens) shared.tally[threadIdx.x] = {};
+  if (threadIdx.x < kMaxTokens) {
+    shared.tally[threadIdx.x] = {};
+    shared.found[threadIdx.x] = {};
+    shared.counted[threadIdx.x] = shared.listed[threadIdx.x] = 0;
+  }
   if (threadIdx.x == 0) {
     shared.part = part;
     shared.moments = moments;
@@ -220,32 +260,44 @@ __global__ void __launch_bounds__(kThreads, 1)
                                     column_scales, histogram, scores, stride);
   __syncthreads();
   const int64_t first_row = static_cast<int64_t>(part.row) * tokens;
-  for (int i = threadIdx.x; i < tokens * kBins; i += kThreads)
-    if (histogram[i]) atomicAdd(ws.histogram + first_row * kBins + i, histogram[i]);
-  const bool fixed = p.budget == SelectBudget::kFixed;  // its budget does not wait for the statistic
-  if (p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore) {
-    const float scale = p.budget == SelectBudget::kEntropy && p.log_scale ? expf(*p.log_scale) : 1.0f;
-    for (int query = 0; query < tokens; ++query)
-      publish_peak(p, ws, shared, scale, scores + query * stride, query);
-  } else if (!fixed) {
-    publish_moments(p, ws, shared);
-  }
+  for (int query = 0; query < tokens; ++query)
+    add_histogram(shared, query, histogram + query * kBins, ws.histogram + (first_row + query) * kBins);
+  unsigned* counter = ws.barrier + part.row * 2;
   int arrivals = 0;
-  row_barrier(
-      ws.barrier + part.row * 2, part.splits, arrivals, [] {},
-      [&] {
-        if (fixed) publish_moments(p, ws, shared);
-      });
-  const uint4 first_share = load_bins(ws.histogram + first_row * kBins);
+  const bool fixed = p.budget == SelectBudget::kFixed;  // its budget does not wait for the statistic
+  const auto tell_missing = [&] {
+    for (int query = 0; query < tokens; ++query) {
+      const unsigned missing = kept_of(p, part, query).others(part.begin, part.end) - shared.counted[query];
+      if (missing) atomicAdd(ws.missing + first_row + query, missing);
+    }
+  };
+  if (fixed) {  // counts may still be on their way when all parts are here: find_bin waits for them
+    row_barrier<false>(counter, part.splits, arrivals, tell_missing, [&] { publish_moments(p, ws, shared); });
+  } else {
+    if (p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore) {
+      const float scale = p.budget == SelectBudget::kEntropy && p.log_scale ? expf(*p.log_scale) : 1.0f;
+      for (int query = 0; query < tokens; ++query)
+        publish_peak(p, ws, shared, scale, scores + query * stride, query);
+    } else {
+      publish_moments(p, ws, shared);
+    }
+    row_barrier<true>(counter, part.splits, arrivals, tell_missing, [] {});
+  }
   start_search(p, ws, shared);
   __syncthreads();
-  narrow(p, ws, shared, histogram, scores, stride, first_share, arrivals);
+  narrow(p, ws, shared, histogram, scores, stride, arrivals);
   cuda::launch_dependents();
+  if (fixed && part.rank == part.splits - 1) write_statistic(p, ws, part);  // often the shortest part
+  unsigned left = 0;
   for (int query = 0; query < tokens; ++query) {
     const Search& search = shared.search[query];
     const Words words{scores + query * stride};
     const int64_t row = first_row + query;
     const Placement placement = place(ws, shared, search, words, query, static_cast<int>(row), tokens);
+    if (query == tokens - 1) {
+      if (threadIdx.x == kThreads - 32) left = leave(ws, part);
+      clean(p, ws, part);
+    }
     int* indices = p.indices + row * p.capacity;
     emit_selected(shared, words, search.mode == Mode::kTied, placement, indices);
     for (int i = search.count + part.rank * kThreads + threadIdx.x; i < p.capacity;
@@ -253,8 +305,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       indices[i] = -1;
     if (part.rank == 0 && threadIdx.x == 0) p.counts[row] = search.count;
   }
-  if (fixed && part.rank == 0) write_statistic(p, ws, part);
-  clean(p, ws, part);
+  if (threadIdx.x >= kThreads - 32 &&
+      __shfl_sync(0xffffffffu, left, 0) == static_cast<unsigned>(part.splits) - 1)
+    clean_records(ws, shared, part, tokens, !fixed);
 }
 
 using Kernel = void (*)(IndexSelectDecodeParams, Workspace, Layout);

@@ -37,23 +37,30 @@ struct Kept {
   __device__ static unsigned below(int count) {
     return count <= 0 ? 0 : count >= 32 ? 0xffffffffu : (1u << count) - 1;
   }
+  // How many of the keys from `begin` to `end` are chosen by their scores.
+  __device__ unsigned others(int begin, int end) const {
+    return max(min(end, position + 1 - recent) - max(begin, first), 0);
+  }
   __device__ unsigned seen(int base, int end) const { return below(min(end, position + 1) - base); }
   __device__ unsigned bits(int base, int end) const {
     return (below(first - base) | ~below(position + 1 - recent - base)) & seen(base, end);
   }
 };
 
-// All parts of the row have come this far, and what they wrote is visible. `arrivals` counts its calls. When
-// the CTA's threads are here, one calls `publish` and waits for the other parts; the other warps call
-// `meanwhile`.
-template <typename Publish, typename Meanwhile>
+// All parts of the row have come this far, and if kOrdered what they wrote is visible. `arrivals` counts its
+// calls. When the CTA's threads are here, one calls `publish` and waits for the other parts; the other warps
+// call `meanwhile`.
+template <bool kOrdered, typename Publish, typename Meanwhile>
 __device__ __forceinline__ void row_barrier(unsigned* counter, int splits, int& arrivals, Publish&& publish,
                                             Meanwhile&& meanwhile) {
   ++arrivals;
   __syncthreads();
   if (threadIdx.x == 0) {
     publish();
-    cuda::arrive_release(counter);
+    if constexpr (kOrdered)
+      cuda::arrive_release(counter);
+    else
+      atomicAdd(counter, 1u);  // without the time that a fence takes
     cuda::wait_acquire(counter, static_cast<unsigned>(arrivals * splits));
   } else if (threadIdx.x >= 32) {
     meanwhile();
@@ -80,37 +87,50 @@ static_assert(kBinsEach == 4);
 __device__ __forceinline__ int first_bin() {
   return kBins - kBinsEach * (static_cast<int>(threadIdx.x) + 1);
 }
-__device__ __forceinline__ uint4 load_bins(const unsigned* histogram) {
-  return __ldcg(reinterpret_cast<const uint4*>(histogram + first_bin()));
-}
 
 // Finds the bin that holds the wanted-th highest key: takes the keys of the bins above it from `wanted`.
-// Where there are no more keys than wanted, everything is selected.
-__device__ inline void find_bin(uint4 share, Shared& shared, Search& search) {
+// Where there are no more keys than wanted, everything is selected. The histogram is complete when its counts
+// add up to `expected`, with those that are missing (if any can be): nothing else need be waited for.
+__device__ inline void find_bin(const unsigned* histogram, const unsigned* missing, unsigned expected,
+                                Shared& shared, Search& search) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-  const unsigned bins[kBinsEach] = {share.x, share.y, share.z, share.w};
-  const unsigned mine = bins[0] + bins[1] + bins[2] + bins[3];
-  unsigned sum = mine;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const unsigned other = __shfl_up_sync(0xffffffffu, sum, offset);
-    if (lane >= offset) sum += other;
-  }
   const unsigned wanted = search.wanted;
-  if (lane == 31) shared.warp_total[warp] = sum;
-  __syncthreads();
-  unsigned above = sum - mine, total = 0;
+  const bool searching = search.mode == Mode::kBin;
+  unsigned bins[kBinsEach], mine, above, total;
+  for (;;) {
+    const uint4 share = cuda::load_relaxed(reinterpret_cast<const uint4*>(histogram + first_bin()));
+    const unsigned absent = missing && threadIdx.x == 0 ? cuda::load_relaxed(missing) : 0;
+    bins[0] = share.x;
+    bins[1] = share.y;
+    bins[2] = share.z;
+    bins[3] = share.w;
+    mine = bins[0] + bins[1] + bins[2] + bins[3];
+    unsigned sum = mine;
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) above += shared.warp_total[w];
-    total += shared.warp_total[w];
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const unsigned other = __shfl_up_sync(0xffffffffu, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    if (lane == 31) shared.warp_total[warp] = sum;
+    if (threadIdx.x == 0) shared.absent = absent;
+    __syncthreads();
+    above = sum - mine;
+    total = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp) above += shared.warp_total[w];
+      total += shared.warp_total[w];
+    }
+    if (total + shared.absent == expected) break;
+    __syncthreads();
+    cuda::poll_again();
   }
-  if (total <= wanted) {
+  if (searching && total <= wanted) {
     if (threadIdx.x == 0) {
       search.count += static_cast<int>(total) - static_cast<int>(wanted);
       search.mode = Mode::kAll;
     }
-  } else if (above < wanted && wanted <= above + mine) {
+  } else if (searching && above < wanted && wanted <= above + mine) {
     bool found = false;
 #pragma unroll
     for (int i = kBinsEach - 1; i >= 0; --i) {
@@ -141,9 +161,18 @@ struct Words {
   }
 };
 
-__device__ __forceinline__ void list_candidate(const Workspace& ws, int row, float score, int at) {
-  ws.list[static_cast<size_t>(row) * kCandidates + atomicAdd(ws.list_count + row, 1u)] =
-      composite(ordered(score), at);
+__device__ __forceinline__ Record* record_of(const Workspace& ws, int cta, int query, int tokens) {
+  return ws.records + static_cast<size_t>(cta) * tokens + query;
+}
+
+// Tells the row's other parts of a candidate: in this part's record, or behind those of all others.
+__device__ __forceinline__ void list_candidate(const Workspace& ws, Shared& shared, int query, int tokens,
+                                               int row, unsigned long long candidate) {
+  const unsigned at = atomicAdd(shared.listed + query, 1u);
+  cuda::store_relaxed(at < Record::kCandidates ? record_of(ws, blockIdx.x, query, tokens)->candidates + at
+                                               : ws.list + static_cast<size_t>(row) * kCandidates +
+                                                     atomicAdd(ws.list_count + row, 1u),
+                      candidate);
 }
 
 // What a score is in a round: above the boundary bin, in it, or neither (NaN too).
@@ -151,68 +180,113 @@ struct Class {
   bool above, equal;
 };
 
-// Sorts the part's keys by classify(score), a word a thread. Counts them, lists the candidates where they are
-// few enough (kList), notes the interval they span where not (kBin), and unless the search goes on (kBin)
-// replaces the scores by bits.
+// What a thread does with a word's bits, once they are known: `own` are those whose scores it looks at.
+template <typename Score>
+__device__ __forceinline__ void note_tied(const Workspace& ws, Shared& shared, Mode mode, int query,
+                                          int tokens, int row, unsigned own, int base, Tally& mine,
+                                          Score&& score_of) {
+  for (; own; own &= own - 1) {
+    const int at = __ffs(own) - 1;
+    const unsigned key = ordered(score_of(at));
+    mine.low = max(mine.low, ~key);
+    mine.high = max(mine.high, key);
+    if (mode == Mode::kList) list_candidate(ws, shared, query, tokens, row, composite(key, base + at));
+  }
+}
+
+// Sorts the part's keys by classify(score). Counts them, lists the candidates where they are few enough
+// (kList), notes the interval they span where not (kBin), and unless the search goes on (kBin) replaces the
+// scores by bits.
 template <typename Classify>
-__device__ __forceinline__ void mark(const Workspace& ws, Shared& shared, Words words, int query, int row,
-                                     Kept kept, Classify&& classify) {
+__device__ __forceinline__ void mark(const Workspace& ws, Shared& shared, Words words, int query, int tokens,
+                                     int row, Kept kept, Classify&& classify) {
   const Part part = shared.part;
   const Mode mode = shared.search[query].mode;
   const int lane = threadIdx.x & 31, size = part.end - part.begin;
-  unsigned selected = 0, tied = 0, low = 0, high = 0;
-  for (int word = threadIdx.x; word * 32 < size; word += kThreads) {
-    const float4* scores = reinterpret_cast<const float4*>(words.scores) + word * 8;
-    unsigned above = 0, equal = 0;
-#pragma unroll 4
-    for (int i = 0; i < 8; ++i) {
-      const int place = (i + lane) % 8;  // neighbouring lanes read different banks
-      const float4 four = scores[place];
-      const float score[] = {four.x, four.y, four.z, four.w};
-      unsigned above_four = 0, equal_four = 0;
+  const auto classify_four = [&](const float4& four, unsigned& above, unsigned& equal) {
+    const float score[] = {four.x, four.y, four.z, four.w};
+    above = equal = 0;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const Class found = classify(score[j]);
-        if (found.above) above_four |= 1u << j;
-        if (found.equal) equal_four |= 1u << j;
-      }
-      above |= above_four << place * 4;
-      equal |= equal_four << place * 4;
+    for (int j = 0; j < 4; ++j) {
+      const Class found = classify(score[j]);
+      if (found.above) above |= 1u << j;
+      if (found.equal) equal |= 1u << j;
     }
+  };
+  const auto settle = [&](int word, unsigned& above, unsigned& equal) {  // by position
     const int base = part.begin + word * 32;
     const unsigned kept_bits = kept.bits(base, part.end), seen = kept.seen(base, part.end);
     above = (above & seen) | kept_bits;
     equal &= seen & ~kept_bits;
-    selected += __popc(above);
-    tied += __popc(equal);
-    for (unsigned bits = equal; bits; bits &= bits - 1) {
-      const int at = __ffs(bits) - 1;
-      const float score = words.scores[word * 32 + at];
-      const unsigned key = ordered(score);
-      low = max(low, ~key);
-      high = max(high, key);
-      if (mode == Mode::kList) list_candidate(ws, row, score, base + at);
+  };
+  Tally mine{};
+  if (size <= kThreads * 4) {  // a word has eight threads
+    const int word = static_cast<int>(threadIdx.x) / 8, shift = lane % 8 * 4;
+    const bool there = word * 32 < size;
+    const float4 four =
+        there ? reinterpret_cast<const float4*>(words.scores)[threadIdx.x] : make_float4(NAN, NAN, NAN, NAN);
+    unsigned above, equal;
+    classify_four(four, above, equal);
+    above <<= shift;
+    equal <<= shift;
+#pragma unroll
+    for (int offset = 1; offset < 8; offset *= 2) {
+      above |= __shfl_xor_sync(0xffffffffu, above, offset);
+      equal |= __shfl_xor_sync(0xffffffffu, equal, offset);
     }
-    if (mode == Mode::kBin) continue;
-    *words.selected(word) = above;
-    *words.tied(word) = equal;
+    settle(word, above, equal);
+    if (there) {
+      note_tied(ws, shared, mode, query, tokens, row, equal & 15u << shift, part.begin + word * 32, mine,
+                [&](int at) {
+                  return at % 4 == 0 ? four.x : at % 4 == 1 ? four.y : at % 4 == 2 ? four.z : four.w;
+                });
+      if (shift == 0) {
+        mine.selected = __popc(above);
+        mine.tied = __popc(equal);
+        if (mode != Mode::kBin) {
+          *words.selected(word) = above;
+          *words.tied(word) = equal;
+        }
+      }
+    }
+  } else {
+    for (int word = threadIdx.x; word * 32 < size; word += kThreads) {
+      const float4* scores = reinterpret_cast<const float4*>(words.scores) + word * 8;
+      unsigned above = 0, equal = 0;
+#pragma unroll 4
+      for (int i = 0; i < 8; ++i) {
+        const int place = (i + lane) % 8;  // neighbouring lanes read different banks
+        unsigned above_four, equal_four;
+        classify_four(scores[place], above_four, equal_four);
+        above |= above_four << place * 4;
+        equal |= equal_four << place * 4;
+      }
+      settle(word, above, equal);
+      mine.selected += __popc(above);
+      mine.tied += __popc(equal);
+      note_tied(ws, shared, mode, query, tokens, row, equal, part.begin + word * 32, mine,
+                [&](int at) { return words.scores[word * 32 + at]; });
+      if (mode == Mode::kBin) continue;
+      *words.selected(word) = above;
+      *words.tied(word) = equal;
+    }
   }
-  selected = __reduce_add_sync(0xffffffffu, selected);
-  tied = __reduce_add_sync(0xffffffffu, tied);
-  low = __reduce_max_sync(0xffffffffu, low);
-  high = __reduce_max_sync(0xffffffffu, high);
+  mine.selected = __reduce_add_sync(0xffffffffu, mine.selected);
+  mine.tied = __reduce_add_sync(0xffffffffu, mine.tied);
+  mine.low = __reduce_max_sync(0xffffffffu, mine.low);
+  mine.high = __reduce_max_sync(0xffffffffu, mine.high);
   if (lane != 0) return;
   Tally& tally = shared.tally[query];
-  atomicAdd(&tally.selected, selected);
-  if (tied == 0) return;
-  atomicAdd(&tally.tied, tied);
-  atomicMax(&tally.low, low);
-  atomicMax(&tally.high, high);
+  if (mine.selected > 0) atomicAdd(&tally.selected, mine.selected);
+  if (mine.tied == 0) return;
+  atomicAdd(&tally.tied, mine.tied);
+  atomicMax(&tally.low, mine.low);
+  atomicMax(&tally.high, mine.high);
 }
 
 // Round 0: by the bins of the histogram.
-__device__ inline void mark_first(const Workspace& ws, Shared& shared, Words words, int query, int row,
-                                  Kept kept) {
+__device__ inline void mark_first(const Workspace& ws, Shared& shared, Words words, int query, int tokens,
+                                  int row, Kept kept) {
   const Mode mode = shared.search[query].mode;
   const int bin = shared.search[query].bin;
   const float2 bins = shared.bins[query];
@@ -222,7 +296,7 @@ __device__ inline void mark_first(const Workspace& ws, Shared& shared, Words wor
                       : open || bin == kBins - 1 ? NAN
                                                  : static_cast<float>(bin + 1);
   const float lower = open ? NAN : bin == 0 ? -INFINITY : static_cast<float>(bin);
-  mark(ws, shared, words, query, row, kept, [&](float score) {
+  mark(ws, shared, words, query, tokens, row, kept, [&](float score) {
     const float x = bin_of(bins, score);
     return Class{x >= upper, !(x >= upper) && x >= lower};
   });
@@ -230,9 +304,9 @@ __device__ inline void mark_first(const Workspace& ws, Shared& shared, Words wor
 
 // Later rounds: by the integer bins of the interval [key_low, key_high].
 __device__ __noinline__ inline void mark_later(const Workspace& ws, Shared& shared, Words words, int query,
-                                               int row, Kept kept) {
+                                               int tokens, int row, Kept kept) {
   const Search search = shared.search[query];
-  mark(ws, shared, words, query, row, kept, [&](float score) {
+  mark(ws, shared, words, query, tokens, row, kept, [&](float score) {
     const unsigned key = ordered(score);
     if (score != score || key < search.key_low) return Class{false, false};
     if (key > search.key_high) return Class{true, false};
@@ -241,15 +315,18 @@ __device__ __noinline__ inline void mark_later(const Workspace& ws, Shared& shar
   });
 }
 
-// One thread tells the other parts what collect counted.
+// One thread tells the other parts what mark counted: the last thing that they wait for, or where the search
+// goes on the interval that the candidates span.
 __device__ inline void publish_tally(const Workspace& ws, Shared& shared, int query, int row, int round,
                                      int tokens) {
-  Slot& slot = ws.slots[static_cast<size_t>(blockIdx.x) * tokens + query];
   const Tally tally = shared.tally[query];
-  slot.selected = tally.selected;
-  slot.tied = tally.tied;
+  if (shared.search[query].mode != Mode::kBin) {
+    cuda::store_relaxed(&record_of(ws, blockIdx.x, query, tokens)->header,
+                        made_header(tally.selected, tally.tied));
+    return;
+  }
   shared.tally[query] = {};
-  if (shared.search[query].mode != Mode::kBin || tally.tied == 0) return;
+  if (tally.tied == 0) return;
   unsigned* bounds = ws.bounds + (static_cast<size_t>(row) * kRounds + round) * 2;
   atomicMax(bounds, tally.low);
   atomicMax(bounds + 1, tally.high);
@@ -260,24 +337,62 @@ struct Placement {
   int offset, tied_quota;
 };
 
-// Ranks the candidates, if they are listed: the `wanted` largest are selected, those of this part get their
-// bits. Then adds up what the parts before this one selected.
+// Waits for a part's record and reads it: the candidates too, where they are listed.
+__device__ __forceinline__ Record read_record(const Record* record, bool listed) {
+  static_assert(Record::kCandidates == 3);
+  const auto* words = reinterpret_cast<const ulonglong2*>(record);
+  for (;;) {
+    const ulonglong2 first = cuda::load_relaxed(words), second = cuda::load_relaxed(words + 1);
+    const Record seen{first.x, {first.y, second.x, second.y}};
+    const unsigned count = listed ? header_tied(seen.header) : 0;
+    bool complete = seen.header != 0;
+#pragma unroll
+    for (unsigned i = 0; i < Record::kCandidates; ++i) complete &= i >= count || seen.candidates[i] != 0;
+    if (complete) return seen;
+    cuda::poll_again();
+  }
+}
+
+__device__ __forceinline__ unsigned long long wait_candidate(const unsigned long long* candidate) {
+  for (;;) {
+    if (const unsigned long long seen = cuda::load_relaxed(candidate)) return seen;
+    cuda::poll_again();
+  }
+}
+
+// Waits for what all parts tell. Ranks the candidates, if they are listed: the `wanted` largest are selected,
+// those of this part get their bits. Adds up what the parts before this one selected.
 __device__ inline Placement place(const Workspace& ws, Shared& shared, const Search& search, Words words,
                                   int query, int row, int tokens) {
   const Part part = shared.part;
-  const unsigned count = search.mode == Mode::kList ? search.candidates : 0;
+  const bool listed = search.mode == Mode::kList;
+  Found& found = shared.found[query];
   unsigned selected = 0, tied = 0;
-  unsigned long long mine = 0;
-  if (threadIdx.x < count) mine = __ldcg(ws.list + static_cast<size_t>(row) * kCandidates + threadIdx.x);
-  for (int r = threadIdx.x; r < part.rank; r += kThreads) {
-    const Slot* slot = ws.slots + static_cast<size_t>(blockIdx.x - part.rank + r) * tokens + query;
-    selected += __ldcg(&slot->selected);
-    tied += __ldcg(&slot->tied);
+  for (int r = threadIdx.x; r < part.splits; r += kThreads) {
+    const Record record = read_record(record_of(ws, blockIdx.x - part.rank + r, query, tokens), listed);
+    const unsigned equal = header_tied(record.header);
+    if (r < part.rank) {
+      selected += header_selected(record.header);
+      tied += equal;
+    }
+    if (!listed || equal == 0) continue;
+    const unsigned inside = min(equal, static_cast<unsigned>(Record::kCandidates));
+    const unsigned at = atomicAdd(&found.listed, inside);
+#pragma unroll
+    for (unsigned i = 0; i < Record::kCandidates; ++i)
+      if (i < inside) shared.list[at + i] = record.candidates[i];
+    if (equal > inside) atomicAdd(&found.beyond, equal - inside);
   }
-  if (threadIdx.x == 0) shared.before = shared.tied_before = 0;
-  if (threadIdx.x < count) shared.list[threadIdx.x] = mine;
   __syncthreads();
+  if (found.beyond > 0) {
+    if (threadIdx.x < found.beyond)
+      shared.list[found.listed + threadIdx.x] =
+          wait_candidate(ws.list + static_cast<size_t>(row) * kCandidates + threadIdx.x);
+    __syncthreads();
+  }
+  const unsigned count = listed ? search.candidates : 0;
   if (threadIdx.x < count) {
+    const unsigned long long mine = shared.list[threadIdx.x];
     int greater = 0;
 #pragma unroll 8
     for (unsigned i = 0; i < count; ++i) greater += shared.list[i] > mine;
@@ -290,13 +405,13 @@ __device__ inline Placement place(const Workspace& ws, Shared& shared, const Sea
   selected = __reduce_add_sync(0xffffffffu, selected);
   tied = __reduce_add_sync(0xffffffffu, tied);
   if ((threadIdx.x & 31) == 0 && (selected || tied)) {
-    atomicAdd(&shared.before, selected);
-    atomicAdd(&shared.tied_before, tied);
+    atomicAdd(&found.before, selected);
+    atomicAdd(&found.tied_before, tied);
   }
   __syncthreads();
-  Placement placement{static_cast<int>(shared.before), 0};
+  Placement placement{static_cast<int>(found.before), 0};
   if (search.mode == Mode::kTied) {
-    const int taken = min(static_cast<int>(shared.tied_before), search.wanted);
+    const int taken = min(static_cast<int>(found.tied_before), search.wanted);
     placement.offset += taken;
     placement.tied_quota = search.wanted - taken;
   }
@@ -339,6 +454,7 @@ __device__ inline void emit_selected(Shared& shared, Words words, bool ties, Pla
   const Part part = shared.part;
   const int count = (part.end - part.begin + 31) / 32, each = (count + kThreads - 1) / kThreads;
   const int first = min(static_cast<int>(threadIdx.x) * each, count), last = min(first + each, count);
+  const int lane = threadIdx.x & 31;
   int selected = 0, tied = 0;
 #pragma unroll 1  // two words a thread, seldom more
   for (int word = first; word < last; ++word) {
@@ -349,13 +465,24 @@ __device__ inline void emit_selected(Shared& shared, Words words, bool ties, Pla
   int out = placement.offset + sum.x + min(sum.y, placement.tied_quota);
   int quota = max(placement.tied_quota - sum.y, 0);
 #pragma unroll 1
-  for (int word = first; word < last; ++word) {
-    unsigned bits = *words.selected(word);
-    if (ties) {
+  for (int i = 0; i < each; ++i) {
+    const int word = first + i;
+    unsigned bits = word < last ? *words.selected(word) : 0;
+    if (ties && word < last) {
       for (unsigned equal = *words.tied(word); equal && quota; equal &= equal - 1, --quota)
         bits |= equal & -equal;
     }
-    for (; bits; bits &= bits - 1) indices[out++] = part.begin + word * 32 + __ffs(bits) - 1;
+    const int base = part.begin + word * 32;
+    for (unsigned full = __ballot_sync(0xffffffffu, __popc(bits) > 8); full; full &= full - 1) {
+      const int owner = __ffs(full) - 1;  // a warp writes a word of many, as the most recent keys are
+      const unsigned many = __shfl_sync(0xffffffffu, bits, owner);
+      const int to = __shfl_sync(0xffffffffu, out, owner), at = __shfl_sync(0xffffffffu, base, owner);
+      if (many >> lane & 1) indices[to + __popc(many & ((1u << lane) - 1))] = at + lane;
+      if (lane != owner) continue;
+      out += __popc(bits);
+      bits = 0;
+    }
+    for (; bits; bits &= bits - 1) indices[out++] = base + __ffs(bits) - 1;
   }
   __syncthreads();
 }

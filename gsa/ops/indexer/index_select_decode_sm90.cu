@@ -68,11 +68,13 @@ size_t place_workspace(const IndexSelectDecodeParams& p, const Plan& plan, Works
   };
   take(ws.barrier, plan.batch * 2);
   take(ws.list_count, rows);
+  take(ws.missing, rows);
   take(ws.bounds, rows * kRounds * 2);
+  take(ws.slots, static_cast<size_t>(plan.ctas) * p.queries);
+  take(ws.records, static_cast<size_t>(plan.ctas) * p.queries);
+  take(ws.list, rows * kCandidates);
   ws.zeroed_bytes = used + rows * kBins * sizeof(unsigned);
   take(ws.histogram, rows * kBins * kRounds);
-  take(ws.slots, static_cast<size_t>(plan.ctas) * p.queries);
-  take(ws.list, rows * kCandidates);
   take(ws.scores, plan.spill ? rows * ((p.keys + 63) / 64 * 64) : 0);
   return used;
 }

@@ -12,20 +12,40 @@ constexpr int kRingBytes = 4096;  // of index keys that a warp has in flight, or
 constexpr int kMaxRingSteps = 4;  // that those bytes hold
 
 // What one part tells the others of its row, per query.
-struct Slot {
-  double a, b, c;     // sum, sum of squares, number of scores; or maximum, sum of exp, sum of x exp
-  unsigned selected;  // keys above the boundary bin, kept ones included
-  unsigned tied;      // keys in it
+struct alignas(16) Slot {
+  double a, b, c;  // sum, sum of squares, number of scores; or maximum, sum of exp, sum of x exp
+  double unused;
 };
+
+// And when it has found the boundary bin. Words are zero until they are written, so that the others wait for
+// the words themselves, not for a counter behind them.
+struct alignas(32) Record {
+  static constexpr int kCandidates = 3;
+  unsigned long long header;  // made_header
+  unsigned long long candidates[kCandidates];
+};
+
+// `selected` keys above the boundary bin, kept ones included, and `tied` ones in it.
+__device__ __forceinline__ unsigned long long made_header(unsigned selected, unsigned tied) {
+  return 1ull << 63 | static_cast<unsigned long long>(tied) << 31 | selected;
+}
+__device__ __forceinline__ unsigned header_selected(unsigned long long header) {
+  return static_cast<unsigned>(header) & 0x7fffffffu;
+}
+__device__ __forceinline__ unsigned header_tied(unsigned long long header) {
+  return static_cast<unsigned>(header >> 31) & 0x7fffffffu;
+}
 
 // Pointers into the workspace. The first `zeroed_bytes` of it are zero between launches.
 struct Workspace {
   unsigned* barrier;     // [batch, 2] parts that arrived, parts that left
   unsigned* list_count;  // [rows]
+  unsigned* missing;     // [rows] keys that the histogram should have counted, but for their score (NaN)
   unsigned* bounds;      // [rows, kRounds, 2] ~smallest and largest candidate
   unsigned* histogram;   // [rows, kBins] of round 0; not kept zero: [kRounds - 1, rows, kBins] of the others
   Slot* slots;           // [ctas, T]
-  unsigned long long* list;  // [rows, kCandidates]
+  Record* records;       // [ctas, T]
+  unsigned long long* list;  // [rows, kCandidates] that do not fit records
   float* scores;             // [rows, padded keys] where a part does not fit shared memory, else null
   size_t zeroed_bytes;
 };
@@ -72,17 +92,26 @@ struct Tally {
   unsigned selected, tied, low, high;
 };
 
+// What a part learns of a query from the others.
+struct Found {
+  unsigned before, tied_before;  // keys selected, or tied, by the parts before this one
+  unsigned listed, beyond;       // candidates of the records, and those in the row's list
+};
+
 struct Shared {
   Part part;
   uint64_t full[kWarps][kMaxRingSteps];  // barriers of the warps' rings
   Search search[kMaxTokens];
   Tally tally[kMaxTokens];
+  Found found[kMaxTokens];
+  unsigned counted[kMaxTokens];  // keys in the part's histogram
+  unsigned listed[kMaxTokens];   // candidates of this part that the others are told of
+  unsigned absent;               // the row's missing keys, as far as known
   float2 bins[kMaxColumns];  // of round 0, per query: lowest score, bins per score; columns without a query
                              // read it too
   double* moments;           // [kWarps, sets of columns, 4, 3], behind the rings
   double peak[kWarps][3];    // of publish_peak
   unsigned warp_total[kWarps], warp_tied[kWarps];
-  unsigned before, tied_before;
   unsigned long long list[kCandidates];
 };
 

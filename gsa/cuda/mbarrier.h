@@ -49,6 +49,21 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
       : "memory");
 }
 
+// Whether the phase of the given parity has completed.
+__device__ __forceinline__ bool mbarrier_test(const uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(mbarrier_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 #endif
 
 // Position in a ring of kStages slots: which slot, and the parity its barriers have on this lap.

@@ -37,6 +37,11 @@ constexpr Packing pack_group(int heads, int kv_heads, bool shared_rows) {
   return {padded, log2, kTileQueries, sets, std::min(sets, 2), padded / sets};
 }
 
+// Quarters of a tile (16 queries) that a set has queries of.
+constexpr int set_quarters(const Packing& packing) {
+  return std::max(1, kTileQueries / packing.padded / 16);
+}
+
 constexpr int tiles_of(int queries, int tile_queries) {
   return (queries + tile_queries - 1) / tile_queries;
 }
@@ -69,8 +74,8 @@ constexpr int long_walk_capacity(int keys, int capacity, int tile_queries) {
 }
 
 // One block of a walk: 64 masks (of query q: which of the block's keys it attends), the set of queries that
-// attend any, and for each quarter of the tile (16 queries) a byte: how many blocks further on its next block
-// lies.
+// attend any, and for each quarter of the tile (16 queries) a byte: how many blocks further on the next one
+// lies that its set of rows wants.
 inline constexpr int kMaskWords = kBlockKeys + 2;
 
 // Walks are built for some tiles at a time, so that the workspace stays small. Offsets are in bytes.

@@ -32,6 +32,20 @@ TEST(SparseAttentionHeuristics, PacksEveryGroupIntoWholeQueries) {
   }
 }
 
+TEST(SparseAttentionHeuristics, SetsHaveWholeQuartersOrParts) {
+  for (int group = 1; group <= 16; ++group) {
+    SCOPED_TRACE("group " + std::to_string(group));
+    const Packing packing = pack_group(group, 1, false);
+    const int queries = 64 / packing.padded, quarters = set_quarters(packing);
+    for (int set = 0; set < packing.sets * packing.parts; ++set) {
+      // The distances of a set are those of the quarters around its first query.
+      const int first = set * queries / 16 / quarters * quarters * 16;
+      EXPECT_LE(first, set * queries);
+      EXPECT_GE(first + quarters * 16, set * queries + queries);
+    }
+  }
+}
+
 TEST(SparseAttentionHeuristics, WalksHoldSmallProblemsWhole) {
   EXPECT_EQ(walk_capacity(1, 4, 64), kBlockKeys);
   EXPECT_EQ(walk_capacity(100, 2048, 64), 128);        // never more keys than there are

@@ -3,20 +3,24 @@
 // registers.
 #pragma once
 
+#include <climits>
+
 #include "gsa/cuda/reduction.h"
 #include "gsa/ops/sparse_attention/sparse_attention_stages_sm90.cuh"
 
 namespace gsa::sparse_attention {
 
-// O is rescaled only when the running maximum grew by more than this (in powers of two): P stays below 2^8,
-// which bf16 holds as well.
-inline constexpr float kRescaleThreshold = 8.0f;
+// O is rescaled only when a thread's probabilities of a block, relative to the running maximum, add up to
+// more than this: bf16 and fp32 hold such numbers as well as those below 1.
+inline constexpr float kHighSum = 65536.0f;
+inline constexpr float kLn2 = 0.6931471805599453f;
 
 // What the threads of a warpgroup know of the rows they hold (wgmma.h): two rows, 8 apart, of each set of 64.
 struct Rows {
   int query;           // of a set's queries, the one of this thread's first row
   int next;            // queries from the first row to the second
   int per_set;         // queries of a set
+  int mask;            // where the masks of a block have those of this thread, in bytes
   int first_position;  // of the tile's first query
   float scale_log2;
 
@@ -28,35 +32,28 @@ struct Rows {
   }
 };
 
-// The keys of a block that a thread's two rows attend, from its first column on.
-struct RowMasks {
-  uint64_t rows[2];
-};
-
-// Of a set's queries, from the block's masks; none where the set has no block.
-__device__ __forceinline__ RowMasks load_masks(const uint64_t* masks, bool active, const Rows& rows) {
-  const int shift = 2 * (threadIdx.x % 4);
-  const uint64_t first = masks[rows.query], second = masks[rows.query + rows.next];
-  return {active ? first >> shift : 0, active ? second >> shift : 0};
+// The keys of a block that a thread's two rows attend: of each its 16 columns (wgmma.h), in order, one row in
+// each half. That they lie together is why place_of (sparse_attention_stages_sm90.cuh) turns the keys around.
+__device__ __forceinline__ uint32_t load_masks(const unsigned char* masks, const Rows& rows) {
+  const unsigned char* first = masks + rows.mask;
+  return uint32_t(*reinterpret_cast<const uint16_t*>(first)) |
+         uint32_t(*reinterpret_cast<const uint16_t*>(first + rows.next * 8)) << 16;
 }
 
-// Hides from each of a thread's two rows the keys that its mask lacks.
-__device__ __forceinline__ void mask_scores(float (&s)[32], const RowMasks& masks) {
+// What products add scores to: nothing, or what hides from a row the keys that its mask lacks.
+__device__ __forceinline__ void start_scores(float (&s)[32], uint32_t masks) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const uint32_t half[2] = {uint32_t(masks.rows[r]), uint32_t(masks.rows[r] >> 32)};
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (!(half[j / 4] & (1u << (8 * (j % 4) + i)))) s[4 * j + 2 * r + i] = -INFINITY;
-      }
+      for (int i = 0; i < 2; ++i) s[4 * j + 2 * r + i] = masks >> (16 * r + 2 * j + i) & 1 ? 0.0f : -INFINITY;
     }
   }
 }
 
-// The same for a shared row: hides keys past `keys` (spare places) and keys after the query. Rows are sorted,
-// so only last blocks need it.
+// Of a shared row, hides keys past `keys` (spare places) and keys after the query. Rows are sorted, so only
+// last blocks need it.
 __device__ __forceinline__ void mask_future(float (&s)[32], const int32_t* tokens, int keys, int set,
                                             const Rows& rows) {
   if (keys >= kBlockKeys && tokens[kBlockKeys - 1] <= rows.first_position) return;
@@ -77,8 +74,9 @@ __device__ __forceinline__ void mask_future(float (&s)[32], const int32_t* token
 
 // The running softmax of a thread's two rows.
 struct Softmax {
-  float maximum[2] = {-INFINITY, -INFINITY};  // of the raw scores, as O is scaled
-  float sum[2] = {0, 0};                      // of this thread's columns
+  // In powers of two, as O is scaled. At first below all scores, and finite: a row may have no key for long.
+  float maximum[2] = {-1.7e38f, -1.7e38f};
+  float sum[2] = {0, 0};  // of this thread's columns
 };
 
 // One set of 64 rows and all that a thread keeps of it.
@@ -90,7 +88,8 @@ struct RowSet {
   Softmax softmax;
 };
 
-template <int E>
+// kAdd: to what start_scores left.
+template <bool kAdd, int E>
 __device__ __forceinline__ void issue_scores(const RowSet<E>& set, const Block& block, float (&s)[32]) {
   // Made opaque: the compiler would keep every step's descriptor in a register through the whole walk.
   uint32_t query = set.descriptor;
@@ -99,18 +98,22 @@ __device__ __forceinline__ void issue_scores(const RowSet<E>& set, const Block& 
 #pragma unroll
   for (int k = 0; k < E / 16; ++k) {
     const int step = (k / 4 * Stages<E>::kPanelBytes + k % 4 * 32) >> 4;
-    cuda::Wgmma<64>::template ss<false>(s, whole(query + step), whole(block.key + step), k > 0);
+    cuda::Wgmma<64>::template ss<false>(s, whole(query + step), whole(block.key + step), kAdd || k > 0);
   }
   cuda::wgmma_commit();
 }
 
-// Raises the running maximum to the scores' where that is higher; `top` has those of this thread's columns.
+// Raises the running maximum to the scores' where that is higher.
 template <int E>
-__device__ __forceinline__ void rescale(RowSet<E>& set, const float (&top)[2], float scale_log2) {
+__device__ __forceinline__ void raise_maximum(RowSet<E>& set, const float (&s)[32], float scale_log2) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float before = set.softmax.maximum[r], raised = fmaxf(before, cuda::warp_max<4>(top[r]));
-    const float factor = before == raised ? 1.0f : cuda::fast_exp2((before - raised) * scale_log2);
+    float top = s[2 * r];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) top = fmaxf(top, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+    const float before = set.softmax.maximum[r];
+    const float raised = fmaxf(before, cuda::warp_max<4>(top) * scale_log2);
+    const float factor = before == raised ? 1.0f : cuda::fast_exp2(before - raised);
     set.softmax.maximum[r] = raised;
     set.softmax.sum[r] *= factor;
 #pragma unroll
@@ -121,96 +124,43 @@ __device__ __forceinline__ void rescale(RowSet<E>& set, const float (&top)[2], f
   }
 }
 
-// Scores to probabilities relative to the running maximum, in place; O and the sums are rescaled when that
-// moved far. Several sets go through each step together: one alone would leave the warp waiting for its own
-// results.
-template <int E, int kSets>
-__device__ __forceinline__ void normalise(RowSet<E>* sets, float (&s)[kSets][32], float scale_log2) {
-  float top[kSets][2];
-  bool moved = false;
+// Probabilities of a block relative to the running maximum, packed to bf16 as the product with V takes them,
+// 16 keys a step, and their sums by row.
+__device__ __forceinline__ void exponentials(const Softmax& softmax, const float (&s)[32],
+                                             uint32_t (&p)[4][4], float (&sums)[2], float scale_log2) {
+  float part[2][2] = {};
 #pragma unroll
-  for (int k = 0; k < kSets; ++k) {
+  for (int step = 0; step < 4; ++step) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float even = fmaxf(s[k][2 * r], s[k][2 * r + 1]), odd = fmaxf(s[k][4 + 2 * r], s[k][4 + 2 * r + 1]);
+    for (int i = 0; i < 4; ++i) {
+      const int r = i % 2;
+      float x[2];
 #pragma unroll
-      for (int j = 2; j < 8; j += 2) {
-        even = fmaxf(even, fmaxf(s[k][4 * j + 2 * r], s[k][4 * j + 2 * r + 1]));
-        odd = fmaxf(odd, fmaxf(s[k][4 * j + 4 + 2 * r], s[k][4 * j + 4 + 2 * r + 1]));
+      for (int j = 0; j < 2; ++j) {
+        x[j] = cuda::fast_exp2(fmaf(s[8 * step + 2 * i + j], scale_log2, -softmax.maximum[r]));
+        part[r][j] = step == 0 && i < 2 ? x[j] : part[r][j] + x[j];
       }
-      top[k][r] = fmaxf(even, odd);
+      p[step][i] = cuda::pack_bf16(x[0], x[1]);
     }
   }
-  // Each thread looks at its own columns: a row's maximum over all of them is needed only if one of them
-  // moved far.
 #pragma unroll
-  for (int k = 0; k < kSets; ++k) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      moved |= (top[k][r] - sets[k].softmax.maximum[r]) * scale_log2 > kRescaleThreshold;
-  }
-  if (__any_sync(0xffffffffu, moved)) {
-#pragma unroll
-    for (int k = 0; k < kSets; ++k) rescale(sets[k], top[k], scale_log2);
-  }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float offset[kSets], sum[kSets][2];
-#pragma unroll
-    for (int k = 0; k < kSets; ++k) {
-      const float maximum = sets[k].softmax.maximum[r];
-      offset[k] = maximum == -INFINITY ? 0.0f : maximum * scale_log2;
-      sum[k][0] = sets[k].softmax.sum[r], sum[k][1] = 0;
-    }
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int k = 0; k < kSets; ++k) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& x = s[k][4 * j + 2 * r + i];
-          x = cuda::fast_exp2(fmaf(x, scale_log2, -offset[k]));
-          sum[k][i] += x;
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kSets; ++k) sets[k].softmax.sum[r] = sum[k][0] + sum[k][1];
-  }
+  for (int r = 0; r < 2; ++r) sums[r] = part[r][0] + part[r][1];
 }
 
-// O += P V, with P packed to bf16.
+// Whether the running maximum is too low for what `exponentials` made of some score. Looking at sums saves
+// finding the maximum of every block.
+__device__ __forceinline__ bool too_high(const float (&sums)[2]) {
+  return !(sums[0] <= kHighSum && sums[1] <= kHighSum);
+}
+
+// O += P V.
 template <int E>
-__device__ __forceinline__ void issue_values(RowSet<E>& set, const Block& block, const float (&p)[32]) {
-  uint32_t packed[4][4];
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) packed[k][i] = cuda::pack_bf16(p[8 * k + 2 * i], p[8 * k + 2 * i + 1]);
-  }
+__device__ __forceinline__ void issue_values(RowSet<E>& set, const Block& block, const uint32_t (&p)[4][4]) {
   cuda::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    cuda::Wgmma<E>::template rs<true>(set.o, packed[k], whole(block.value + (k * 16 * 128 >> 4)), true);
+    cuda::Wgmma<E>::template rs<true>(set.o, p[k], whole(block.value + (k * 16 * 128 >> 4)), true);
   cuda::wgmma_commit();
-}
-
-// What masking a block will need of shared memory, read while its scores are computed.
-template <int E, bool kSharedRow>
-__device__ __forceinline__ RowMasks masks_of(const RowSet<E>& set, const Block& block, const Rows& rows) {
-  if constexpr (kSharedRow) return {};
-  return load_masks(reinterpret_cast<const uint64_t*>(block.masks) + set.index * rows.per_set, block.active,
-                    rows);
-}
-
-template <int E, bool kSharedRow>
-__device__ __forceinline__ void mask_block(const RowSet<E>& set, const Block& block, const RowMasks& masks,
-                                           const Rows& rows, float (&s)[32]) {
-  if constexpr (kSharedRow) {
-    mask_future(s, reinterpret_cast<const int32_t*>(block.masks), block.keys, set.index, rows);
-  } else {
-    mask_scores(s, masks);
-  }
 }
 
 // Copies the warpgroup's 64 query rows into swizzled shared memory, spare rows as zeros.
@@ -255,8 +205,7 @@ __device__ void store_rows(const Job& job, const Tile& tile, const RowSet<E>& se
     const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
     int h;
     const int64_t at = place(row, h);
-    if (lane % 4 == 0 && at >= 0)
-      p.lse[at] = sum > 0 ? set.softmax.maximum[r] * p.scale + logf(sum) : -INFINITY;
+    if (lane % 4 == 0 && at >= 0) p.lse[at] = sum > 0 ? set.softmax.maximum[r] * kLn2 + logf(sum) : -INFINITY;
 #pragma unroll
     for (int j = 0; j < E / 8; ++j) {
       unsigned char* to =

@@ -4,9 +4,9 @@
 //   warpgroup 0     gathers: copies each block's 64 rows of K and of V, wherever they lie, into a ring of
 //                   stages (cp.async; an mbarrier tells when a stage is full)
 //   the others      attend: each holds one or two sets of 64 matrix rows (queries x heads) and goes along the
-//                   same stages: S = Q K^T, mask, online softmax in registers, O += P V. A set skips the
-//                   blocks that none of its queries wants. Two warpgroups with two sets take turns in issuing
-//                   products; three with one are busy enough.
+//                   same stages: S = Q K^T on top of the mask, online softmax in registers, O += P V. A set
+//                   skips the blocks that none of its queries wants. Two warpgroups with two sets take turns
+//                   in issuing products; three with one are busy enough.
 //
 // The walk is a built union of per-query rows with bit masks (query_tile 1, sparse_attention_walk.h) or the
 // shared row itself (query_tile 64), where only the future is masked.
@@ -43,71 +43,151 @@ __device__ __forceinline__ void give_turn(int* turn) {
   if (threadIdx.x % 128 == 0) atomicExch_block(turn, 0);
 }
 
-// The sets of a warpgroup, each at its own place in the walk. Their places stay closer than the ring is long:
-// a set that is further ahead, or has no block left, computes in vain until the others have caught up.
-template <int E, bool kSharedRow, int kSets>
-__device__ __forceinline__ void attend_walk(RowSet<E> (&sets)[kSets], Reader<E, kSharedRow>& reader,
-                                            const Rows& rows, int warpgroup, int* turn) {
-  int place[kSets], lowest = reader.blocks;
-#pragma unroll
-  for (int k = 0; k < kSets; ++k) {
-    place[k] = reader.first_wanted(rows.queries_of(sets[k].index));
-    lowest = min(lowest, place[k]);
-  }
-  reader.free_before(lowest);
-  if (lowest == reader.blocks) return;
-  Block blocks[kSets];
-  RowMasks masks[kSets];
-  float s[kSets][32];
-#pragma unroll
-  for (int k = 0; k < kSets; ++k) {
-    const bool active = place[k] < min(reader.blocks, lowest + Stages<E>::kCount);
-    blocks[k] = reader.open(active ? place[k] : lowest);
-    blocks[k].active = active;
-    issue_scores(sets[k], blocks[k], s[k]);
-    masks[k] = masks_of<E, kSharedRow>(sets[k], blocks[k], rows);
-  }
+// Whether it is so for all threads of the warpgroup, whose products are issued together.
+__device__ __forceinline__ bool warpgroup_all(int warpgroup, bool x) {
+  uint32_t all;
+  asm volatile(
+      "{\n"
+      ".reg .pred mine, all;\n"
+      "setp.ne.u32 mine, %1, 0;\n"
+      "barrier.cta.red.and.pred all, %2, 128, mine;\n"
+      "selp.u32 %0, 1, 0, all;\n"
+      "}\n"
+      : "=r"(all)
+      : "r"(uint32_t(x)), "r"(warpgroup + 1)
+      : "memory");
+  return all != 0;
+}
+
+// One set of rows along a walk. Its products come in pairs, O += P V and the next block's scores; beside them
+// it looks for the block after, and reads its masks.
+template <int E>
+__device__ __forceinline__ void attend_walk(RowSet<E>& set, Reader<E, false>& reader, const Rows& rows,
+                                            const Visits& visits, int warpgroup) {
+  constexpr int kCount = Stages<E>::kCount;
+  int place = visits.first();
+  reader.free_before(place);
+  if (place >= reader.blocks) return;
+  float s[32];
+  reader.wait(place);
+  Block block = reader.open(place);
+  start_scores(s, load_masks(block.masks, rows));
+  issue_scores<true>(set, block, s);
+  int next = 0;
+  bool at_hand = false;
+  Block following = block;
+  uint32_t masks = 0;
+  const auto open_next = [&] {
+    following = reader.open(next);
+    masks = load_masks(following.masks, rows);
+  };
+  const auto look_ahead = [&] {
+    next = visits.after(place, block.masks);
+    // The stage of a block that lies further on comes free only when this one is done.
+    const bool arrived = next < min(reader.blocks, place + kCount) && reader.filled(next);
+    at_hand = warpgroup_all(warpgroup, arrived);
+    if (at_hand) open_next();
+  };
+  look_ahead();
   cuda::wgmma_wait<0>();
-  do {
-    // Here the scores of `blocks` are ready.
-    Block following[kSets];
-    const int reach = min(reader.blocks, reader.freed + Stages<E>::kCount);
-    lowest = reader.blocks;
-#pragma unroll
-    for (int k = 0; k < kSets; ++k) {
-      cuda::wgmma_pin(s[k]);
-      if (blocks[k].active)
-        place[k] = reader.next_wanted(place[k], rows.first_of(sets[k].index), rows.last_of(sets[k].index));
-      lowest = min(lowest, place[k]);
-      mask_block<E, kSharedRow>(sets[k], blocks[k], masks[k], rows, s[k]);
+  while (true) {
+    cuda::wgmma_pin(s);
+    uint32_t p[4][4];
+    float sums[2];
+    exponentials(set.softmax, s, p, sums, rows.scale_log2);
+    if (__any_sync(0xffffffffu, too_high(sums))) {
+      raise_maximum(set, s, rows.scale_log2);
+      exponentials(set.softmax, s, p, sums, rows.scale_log2);
     }
-    normalise<E, kSets>(sets, s, rows.scale_log2);
+    set.softmax.sum[0] += sums[0], set.softmax.sum[1] += sums[1];
+    if (at_hand) {
+      // No branch up to the wait for the first of two products, or the compiler serialises all of them.
+      issue_values(set, block, p);
+      start_scores(s, masks);
+      issue_scores<true>(set, following, s);
+      cuda::wgmma_wait<1>();
+      cuda::wgmma_pin(set.o);
+      reader.free_arrived(next);
+    } else {
+      issue_values(set, block, p);
+      cuda::wgmma_wait<0>();
+      cuda::wgmma_pin(set.o);
+      if (next >= reader.blocks) break;
+      reader.free_before(next);
+      reader.wait(next);
+      open_next();
+      start_scores(s, masks);
+      issue_scores<true>(set, following, s);
+    }
+    block = following;
+    place = next;
+    look_ahead();
+    cuda::wgmma_wait<0>();
+  }
+}
+
+// The sets of a warpgroup along a shared row.
+template <int E, int kSets>
+__device__ __forceinline__ void attend_row(RowSet<E> (&sets)[kSets], Reader<E, true>& reader,
+                                           const Rows& rows, int warpgroup, int* turn) {
+  if (reader.blocks == 0) return;
+  float s[kSets][32];
+  reader.wait(0);
+  Block block = reader.open(0);
+#pragma unroll
+  for (int k = 0; k < kSets; ++k) issue_scores<false>(sets[k], block, s[k]);
+  cuda::wgmma_wait<0>();
+  for (int next = 1;; ++next) {
+    const bool more = next < reader.blocks;
+    const bool at_hand = __all_sync(0xffffffffu, more && reader.filled(next));
+    Block following = block;
+    if (at_hand) following = reader.open(next);
+    uint32_t p[kSets][4][4];
+    float sums[kSets][2];
+    bool low = true;
+    const auto probabilities = [&](bool raise) {
+#pragma unroll
+      for (int k = 0; k < kSets; ++k) {
+        cuda::wgmma_pin(s[k]);
+        mask_future(s[k], reinterpret_cast<const int32_t*>(block.masks), block.keys, sets[k].index, rows);
+        if (raise) raise_maximum(sets[k], s[k], rows.scale_log2);
+        exponentials(sets[k].softmax, s[k], p[k], sums[k], rows.scale_log2);
+        low &= !too_high(sums[k]);
+      }
+    };
+    probabilities(false);
+    if (!warpgroup_all(warpgroup, low)) {
+      // There are no registers to keep the scores.
+#pragma unroll
+      for (int k = 0; k < kSets; ++k) issue_scores<false>(sets[k], block, s[k]);
+      cuda::wgmma_wait<0>();
+      probabilities(true);
+    }
 #pragma unroll
     for (int k = 0; k < kSets; ++k) {
-      following[k] = blocks[k];
-      following[k].active = false;
-      if (place[k] < reach) following[k] = reader.open(place[k]);
+      sets[k].softmax.sum[0] += sums[k][0], sets[k].softmax.sum[1] += sums[k][1];
+    }
+    if (more && !at_hand) {
+      reader.wait(next);
+      following = reader.open(next);
     }
     if constexpr (kSets > 1) take_turn(turn, warpgroup);
 #pragma unroll
-    for (int k = 0; k < kSets; ++k) issue_values(sets[k], blocks[k], s[k]);
+    for (int k = 0; k < kSets; ++k) issue_values(sets[k], block, p[k]);
     if constexpr (kSets == 2) {
-      issue_scores(sets[1], following[1], s[1]);
+      issue_scores<false>(sets[1], following, s[1]);
       cuda::wgmma_wait<1>();
 #pragma unroll
       for (int k = 0; k < kSets; ++k) cuda::wgmma_pin(sets[k].o);
     }
-    issue_scores(sets[0], following[0], s[0]);
+    issue_scores<false>(sets[0], following, s[0]);
     if constexpr (kSets > 1) give_turn(turn);
-#pragma unroll
-    for (int k = 0; k < kSets; ++k) {
-      blocks[k] = following[k];
-      masks[k] = masks_of<E, kSharedRow>(sets[k], blocks[k], rows);
-    }
     cuda::wgmma_wait<0>();
     if constexpr (kSets == 1) cuda::wgmma_pin(sets[0].o);
-    reader.free_before(lowest);
-  } while (lowest < reader.blocks);
+    if (!more) break;
+    reader.free_arrived(next);
+    block = following;
+  }
 }
 
 template <int E, bool kSharedRow, int kSets>
@@ -130,14 +210,26 @@ __device__ void attend(const Job& job, const Tile& tile, unsigned char* memory, 
     for (int i = 0; i < E / 2; ++i) sets[k].o[i] = 0;
   }
   asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
-  const Rows rows{(warp * 16 + lane / 4) >> log2, 8 >> log2, 64 >> log2,
-                  tile.first_query + job.p.keys - job.p.queries, job.p.scale * kLog2e};
-  Reader<E, kSharedRow> reader{
-      memory,      full,
-      empty,       job.walks.masks + int64_t(tile.row) * (job.walks.capacity / kBlockKeys) * kMaskWords,
-      tile.blocks, tile.keys};
-  attend_walk<E, kSharedRow, kSets>(sets, reader, rows, warpgroup,
-                                    reinterpret_cast<int*>(memory + Layout::kTurn));
+  Rows rows{(warp * 16 + lane / 4) >> log2,
+            8 >> log2,
+            64 >> log2,
+            0,
+            tile.first_query + job.p.keys - job.p.queries,
+            job.p.scale * kLog2e};
+  rows.mask = (rows.first_of(sets[0].index) + rows.query) * 8 + lane % 4 * 2;
+  // Opaque: the compiler would work them out again for every block.
+  asm volatile("" : "+r"(rows.mask), "+r"(rows.next));
+  Reader<E, kSharedRow> reader{memory, full, empty, tile.blocks, tile.keys};
+  if constexpr (kSharedRow) {
+    attend_row(sets, reader, rows, warpgroup, reinterpret_cast<int*>(memory + Layout::kTurn));
+  } else {
+    const uint64_t* masks =
+        job.walks.masks + int64_t(tile.row) * (job.walks.capacity / kBlockKeys) * kMaskWords;
+    const int first = rows.first_of(sets[0].index);
+    const Visits visits{masks, rows.queries_of(sets[0].index),
+                        (kBlockKeys + 1) * static_cast<int>(sizeof(uint64_t)) + first / 16, tile.blocks};
+    attend_walk(sets[0], reader, rows, visits, warpgroup);
+  }
   reader.free_before(tile.blocks);
   // The rows leave through the shared memory of the queries: no product may read those any more.
   asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
@@ -182,11 +274,13 @@ cudaError_t launch_kernel(const Job& job, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-// Warpgroups hold two sets of rows where there are more sets than warpgroups.
+// Warpgroups hold two sets of a shared row where there are more sets than warpgroups.
 template <int E, bool kSharedRow>
 cudaError_t launch_attend(const Job& job, cudaStream_t stream) {
-  return job.packing.sets > job.packing.warpgroups ? launch_kernel<E, kSharedRow, 2>(job, stream)
-                                                   : launch_kernel<E, kSharedRow, 1>(job, stream);
+  if constexpr (kSharedRow) {
+    if (job.packing.sets > job.packing.warpgroups) return launch_kernel<E, true, 2>(job, stream);
+  }
+  return launch_kernel<E, kSharedRow, 1>(job, stream);
 }
 
 }  // namespace
@@ -214,6 +308,11 @@ Walks place_walks(const WalkWorkspace& w, const WalkRound& round, void* workspac
           &round == &w.long_walks};
 }
 
+// The gather multiplies with bytes from row to row in 32 bits.
+bool steps_fit(int64_t stride) {
+  return stride >= 0 && stride < int64_t{1} << 31;
+}
+
 // Every tile walks its own row: no walks to build, and one launch.
 cudaError_t attend_shared_rows(Job& job, void* workspace, cudaStream_t stream) {
   job.walks = place_walks({place_notes(job.tiles), {}, {}, 0}, {}, workspace);
@@ -223,8 +322,7 @@ cudaError_t attend_shared_rows(Job& job, void* workspace, cudaStream_t stream) {
 cudaError_t attend_rounds(Job& job, int tiles, int round_tiles, cudaStream_t stream) {
   for (job.first = 0; job.first < tiles; job.first += round_tiles) {
     job.tiles = min(round_tiles, tiles - job.first);
-    cudaError_t error =
-        launch_build_walks(job.p, job.walks, job.packing.queries, job.first, job.tiles, stream);
+    cudaError_t error = launch_build_walks(job.p, job.walks, job.packing, job.first, job.tiles, stream);
     if (error == cudaSuccess)
       error =
           job.p.dim == 64 ? launch_attend<64, false>(job, stream) : launch_attend<128, false>(job, stream);
@@ -257,8 +355,8 @@ size_t sparse_attention_forward_workspace_sm90(const SparseAttentionParams& p) {
 cudaError_t launch_sparse_attention_forward_sm90(const SparseAttentionParams& p, void* workspace,
                                                  cudaStream_t stream) {
   const bool served = p.type == ElementType::kBfloat16 && (p.dim == 64 || p.dim == 128) &&
-                      p.heads <= 16 * p.kv_heads && p.scale > 0 &&
-                      (p.query_tile == 1 || p.query_tile == kTileQueries);
+                      p.heads <= 16 * p.kv_heads && p.scale > 0 && steps_fit(p.key_stride[1]) &&
+                      steps_fit(p.value_stride[1]) && (p.query_tile == 1 || p.query_tile == kTileQueries);
   if (!served) return cudaErrorNotSupported;
   const Packing packing = pack_group(p.heads, p.kv_heads, p.query_tile > 1);
   const int tiles = p.batch * tiles_of(p.queries, packing.queries);

@@ -77,8 +77,13 @@ struct Block {
   uint32_t key, value;         // descriptors
   const unsigned char* masks;  // masks of a walk, or the keys of a shared row
   int keys;                    // of a shared row: how many are left
-  bool active;                 // false: a set without a block of its own computes this one in vain
 };
+
+// Which of a walk's block of keys lies in a row of its stage. A thread holds columns 2 c + 8 j, + 1 of a
+// product (c its lane modulo 4): these are keys 16 c + 2 j, + 1, so that it needs 16 bits in a row of a mask.
+__device__ __forceinline__ int place_of(int row) {
+  return row / 2 % 4 * 16 + row / 8 * 2 + row % 2;
+}
 
 template <int E, bool kSharedRow>
 __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, uint64_t* full,
@@ -88,10 +93,14 @@ __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, 
   const SparseAttentionParams& p = job.p;
   const int thread = threadIdx.x % 128, lane = thread % 32;
   const int row = thread / kChunks, chunk = thread % kChunks;
-  const auto* key = static_cast<const __nv_bfloat16*>(p.key) + tile.batch * p.key_stride[0] +
-                    tile.kv_head * p.key_stride[2] + chunk * 8;
-  const auto* value = static_cast<const __nv_bfloat16*>(p.value) + tile.batch * p.value_stride[0] +
-                      tile.kv_head * p.value_stride[2] + chunk * 8;
+  const auto* key = static_cast<const unsigned char*>(p.key) +
+                    2 * (tile.batch * p.key_stride[0] + tile.kv_head * p.key_stride[2] + chunk * 8);
+  const auto* value = static_cast<const unsigned char*>(p.value) +
+                      2 * (tile.batch * p.value_stride[0] + tile.kv_head * p.value_stride[2] + chunk * 8);
+  // Opaque: the compiler would add their parts again for every row.
+  asm volatile("" : "+l"(key), "+l"(value));
+  const uint32_t key_bytes = static_cast<uint32_t>(2 * p.key_stride[1]);
+  const uint32_t value_bytes = static_cast<uint32_t>(2 * p.value_stride[1]);
   const int32_t* list = kSharedRow ? p.indices + int64_t(tile.row) * p.capacity
                                    : job.walks.keys + int64_t(tile.row) * job.walks.capacity;
   const uint64_t* masks =
@@ -103,26 +112,25 @@ __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, 
   // Lane l of a warp reads the key of one of the 16 rows that the warp copies; the others get it by shuffle.
   constexpr int kRowsOfWarp = 32 / kChunks;
   const int my_row = thread / 32 * kRowsOfWarp + lane % kRowsOfWarp + lane % 16 / kRowsOfWarp * kRowsAtOnce;
-  const auto read_key = [&](int block) {
-    const int i = block * kBlockKeys + my_row;
-    if (kSharedRow) return i < tile.keys ? list[i] : -1;
-    return block < tile.blocks ? list[i] : -1;
-  };
+  const int my_key = kSharedRow ? my_row : place_of(my_row);
+  // Spare places hold a key that the tile has anyway: what comes of it is masked.
+  const int last = kSharedRow ? tile.keys - 1 : tile.blocks * kBlockKeys - 1;
+  const auto read_key = [&](int block) -> uint32_t { return list[min(block * kBlockKeys + my_key, last)]; };
 
+  if (tile.blocks == 0) return;
   cuda::RingPosition<Layout::kCount> ring;
-  int next = read_key(0);
+  uint32_t next = read_key(0);
   for (int block = 0; block < tile.blocks; ++block, ring.advance()) {
-    const int mine = next;
+    const uint32_t mine = next;
     next = read_key(block + 1);
     cuda::mbarrier_wait(&empty[ring.slot], ring.parity ^ 1);
     const uint32_t stage = target + ring.slot * 2 * Layout::kTileBytes;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int token = __shfl_sync(0xffffffffu, mine, row % kRowsOfWarp + pass * kRowsOfWarp);
-      const int64_t from = max(token, 0);
+      const uint64_t from = __shfl_sync(0xffffffffu, mine, row % kRowsOfWarp + pass * kRowsOfWarp);
       const uint32_t to = stage + pass * kRowsAtOnce * 128;
-      cuda::cp_async_16(to, key + from * p.key_stride[1], token >= 0);
-      cuda::cp_async_16(to + Layout::kTileBytes, value + from * p.value_stride[1], token >= 0);
+      cuda::cp_async_16(to, key + from * key_bytes);
+      cuda::cp_async_16(to + Layout::kTileBytes, value + from * value_bytes);
     }
     const uint32_t mask_stage = mask_target + ring.slot * Layout::kMaskBytes;
     if constexpr (kSharedRow) {
@@ -142,53 +150,62 @@ struct Reader {
   using Layout = Stages<E>;
   const unsigned char* memory;
   uint64_t *full, *empty;
-  const uint64_t* masks;
   int blocks, keys;
   int freed = 0;
+
+  // Whether a block has arrived. Its stage must not hold an earlier one that is still needed.
+  __device__ __forceinline__ bool filled(int block) const {
+    return cuda::mbarrier_test(&full[block % Layout::kCount], block / Layout::kCount & 1);
+  }
 
   __device__ __forceinline__ void wait(int block) const {
     cuda::mbarrier_wait(&full[block % Layout::kCount], block / Layout::kCount & 1);
   }
 
+  // A block that has arrived, for products to read.
   __device__ __forceinline__ Block open(int block) const {
     const int slot = block % Layout::kCount;
-    wait(block);
     cuda::fence_async_proxy();
     const uint32_t key =
         descriptor_low<E>(cuda::shared_address(memory) + Layout::kRing + slot * 2 * Layout::kTileBytes);
     return {key, key + (Layout::kTileBytes >> 4), memory + Layout::kMasks + slot * Layout::kMaskBytes,
-            keys - block * kBlockKeys, true};
+            keys - block * kBlockKeys};
   }
 
-  // The first block that any of the queries wants; `blocks` where there is none.
-  __device__ __forceinline__ int first_wanted(uint64_t queries) const {
-    int block = 0;
-    if constexpr (!kSharedRow) {
-      while (block < blocks && (masks[block * kMaskWords + kBlockKeys] & queries) == 0) ++block;
-    }
-    return block;
+  // Gives back the stages of all blocks before `block`, where that has arrived and so have they: a stage may
+  // be given back only once it was filled, wanted or not. Every thread arrives for its own reads.
+  __device__ __forceinline__ void free_arrived(int block) {
+#pragma unroll 1
+    for (; freed < block; ++freed) cuda::mbarrier_arrive(&empty[freed % Layout::kCount]);
   }
 
-  // The next block after `block`, which must be at hand, that queries [first, last] may want.
-  __device__ __forceinline__ int next_wanted(int block, int first, int last) const {
-    int distance = 1;
-    if constexpr (!kSharedRow) {
-      const unsigned char* distances = memory + Layout::kMasks + block % Layout::kCount * Layout::kMaskBytes +
-                                       (kBlockKeys + 1) * sizeof(uint64_t);
-      distance = 255;
-      for (int quarter = first / 16; quarter <= last / 16; ++quarter)
-        distance = min(distance, int(distances[quarter]));
-    }
-    return block + distance;
-  }
-
-  // Gives back the stages of all blocks before `block`. A stage may be given back only once it was filled,
-  // wanted or not. Every thread arrives for its own reads.
+  // The same, as they arrive.
   __device__ __forceinline__ void free_before(int block) {
+#pragma unroll 1
     for (; freed < block; ++freed) {
       wait(freed);
       cuda::mbarrier_arrive(&empty[freed % Layout::kCount]);
     }
+  }
+};
+
+// Which blocks of a walk a set of rows visits.
+struct Visits {
+  const uint64_t* masks;  // of the walk, in global memory
+  uint64_t queries;       // of the set
+  int distance;           // where the masks of a block have that to the set's next one, in bytes
+  int blocks;
+
+  // `blocks` where there is none.
+  __device__ int first() const {
+    int block = 0;
+    while (block < blocks && (masks[block * kMaskWords + kBlockKeys] & queries) == 0) ++block;
+    return block;
+  }
+
+  // The one after `block`, given the masks of its stage.
+  __device__ __forceinline__ int after(int block, const unsigned char* stage) const {
+    return block + stage[distance];
   }
 };
 

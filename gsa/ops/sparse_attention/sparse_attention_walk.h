@@ -9,7 +9,7 @@
 namespace gsa::sparse_attention {
 
 struct Walks {
-  int32_t* keys;            // [tiles of a round, capacity], -1 in the spare places of a segment's last block
+  int32_t* keys;            // [tiles of a round, capacity], spare places have their block's first key
   uint64_t* masks;          // [tiles of a round, capacity / 64, kMaskWords]
   int32_t* blocks;          // [tiles of a round]
   int32_t* overflow;        // list of the tiles with more keys than a usual walk holds: how many, then which
@@ -33,9 +33,9 @@ __device__ inline void append(int32_t* list, int tile) {
   list[1 + atomicAdd(list, 1)] = tile;
 }
 
-// Builds the walks of the tiles at places [first, first + tiles), of tile_queries each, from per-query rows
-// of indices. Usual walks note the tiles that they have no room for, and leave them with no block.
-cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int tile_queries,
-                               int first, int tiles, cudaStream_t stream);
+// Builds the walks of the tiles at places [first, first + tiles), of packing.queries each, from per-query
+// rows of indices. Usual walks note the tiles that they have no room for, and leave them with no block.
+cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks,
+                               const Packing& packing, int first, int tiles, cudaStream_t stream);
 
 }  // namespace gsa::sparse_attention

@@ -201,21 +201,26 @@ __device__ uint32_t transpose_bits(uint32_t x) {
   return x;
 }
 
-// One warp writes one block: replaces places by keys and transposes 64 query sets. Returns the quarters that
-// want it.
+// One warp writes one block: replaces places by keys and transposes 64 query sets. Spare places get the
+// block's first key. Returns the quarters that want the block.
 __device__ int emit_block(int32_t* keys, uint64_t* masks, const int32_t* found_keys,
                           const uint64_t* found_masks, int count) {
   const int lane = threadIdx.x % 32;
   uint32_t low[2] = {0, 0}, high[2] = {0, 0};
+  int first = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = half * 32 + lane;
-    int key = -1;
+    int key = first;
     if (i < count) {
       const int place = keys[i];
       key = found_keys[place];
       low[half] = uint32_t(found_masks[place]);
       high[half] = uint32_t(found_masks[place] >> 32);
+    }
+    if (half == 0) {
+      first = __shfl_sync(0xffffffffu, key, 0);
+      if (i >= count) key = first;
     }
     keys[i] = key;
   }
@@ -228,14 +233,15 @@ __device__ int emit_block(int32_t* keys, uint64_t* masks, const int32_t* found_k
   return quarters_of(any);
 }
 
-// Writes for each block and quarter how many blocks further on the next one lies that the quarter wants, a
-// byte each.
-__device__ void emit_distances(const Shared& shared, uint64_t* masks, int blocks) {
+// Writes for each block and quarter how many blocks further on the next one lies that the set of rows with
+// the quarter's queries wants, a byte each. A set may have several quarters.
+__device__ void emit_distances(const Shared& shared, uint64_t* masks, int blocks, int set_quarters) {
   for (int block = threadIdx.x; block < blocks; block += kThreads) {
     uint32_t distances = 0;
     for (int quarter = 0; quarter < 4; ++quarter) {
+      const int set = ((1 << set_quarters) - 1) << quarter / set_quarters * set_quarters;
       int next = block + 1;
-      while (next < blocks && next - block < 255 && !(shared.wants[next] >> quarter & 1)) ++next;
+      while (next < blocks && next - block < 255 && !(shared.wants[next] & set)) ++next;
       distances |= uint32_t(next - block) << (8 * quarter);
     }
     masks[int64_t(block) * kMaskWords + kBlockKeys + 1] = distances;
@@ -244,7 +250,7 @@ __device__ void emit_distances(const Shared& shared, uint64_t* masks, int blocks
 
 // Sorts what was found and writes it as blocks from `keys` and `masks` on; returns how many.
 __device__ int emit_segment(Shared& shared, int32_t* keys, uint64_t* masks, const int32_t* found_keys,
-                            const uint64_t* found_masks, int found) {
+                            const uint64_t* found_masks, int found, int set_quarters) {
   const int blocks = (found + kBlockKeys - 1) / kBlockKeys;
   sort_by_class(shared, found_masks, found, keys);
   for (int block = threadIdx.x / 32; block < blocks; block += kWarps) {
@@ -254,16 +260,16 @@ __device__ int emit_segment(Shared& shared, int32_t* keys, uint64_t* masks, cons
     if (threadIdx.x % 32 == 0) shared.wants[visit] = uint8_t(quarters);
   }
   __syncthreads();
-  emit_distances(shared, masks, blocks);
+  emit_distances(shared, masks, blocks, set_quarters);
   __syncthreads();
   return blocks;
 }
 
 __global__ void __launch_bounds__(kThreads, 2)
-    build_walks(SparseAttentionParams p, Walks walks, int tile_queries, int first, int tiles) {
+    build_walks(SparseAttentionParams p, Walks walks, Packing packing, int first, int tiles) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const int tiles_per_batch = tiles_of(p.queries, tile_queries);
+  const int tile_queries = packing.queries, tiles_per_batch = tiles_of(p.queries, tile_queries);
   int32_t* found_keys = walks.scratch_keys + int64_t(blockIdx.x) * walks.segment;
   uint64_t* found_masks = walks.scratch_masks + int64_t(blockIdx.x) * walks.segment;
   for (int place = blockIdx.x; place < tiles; place += gridDim.x) {
@@ -286,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (found > walks.segment) break;
       if (begin + kRange >= limit || (walks.long_walks && found > kLongSegment)) {
         blocks += emit_segment(shared, keys + blocks * kBlockKeys, masks + int64_t(blocks) * kMaskWords,
-                               found_keys, found_masks, found);
+                               found_keys, found_masks, found, set_quarters(packing));
         found = 0;
       }
     }
@@ -299,13 +305,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks, int tile_queries,
-                               int first, int tiles, cudaStream_t stream) {
+cudaError_t launch_build_walks(const SparseAttentionParams& params, const Walks& walks,
+                               const Packing& packing, int first, int tiles, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(build_walks, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
   if (error != cudaSuccess) return error;
-  build_walks<<<min(tiles, walks.builders), kThreads, sizeof(Shared), stream>>>(params, walks, tile_queries,
-                                                                                first, tiles);
+  build_walks<<<min(tiles, walks.builders), kThreads, sizeof(Shared), stream>>>(params, walks, packing, first,
+                                                                                tiles);
   return cudaGetLastError();
 }
 

@@ -238,6 +238,22 @@ TEST_F(SparseAttentionCuda, SelectionsThatFollowTheQuery) {
   EXPECT_LT(testing::max_error(lse, exact_lse), 1e-4);
 }
 
+TEST_F(SparseAttentionCuda, ScoresThatRiseAlongTheRow) {
+  // Later keys have far higher scores, beyond what probabilities relative to the first block's maximum hold.
+  for (const Shape& shape :
+       {Shape{1, 200, 1000, 8, 2, 128, 300, 1}, Shape{1, 200, 1000, 8, 2, 128, 300, 64},
+        Shape{1, 200, 1000, 2, 2, 64, 300, 64}, Shape{1, 100, 1000, 16, 1, 64, 300, 1}}) {
+    SCOPED_TRACE(name_of(shape));
+    Inputs in = random_inputs(shape, at::kBFloat16);
+    const at::Tensor rise = at::arange(1, shape.keys + 1, in.key.options().dtype(at::kFloat)) * (12.0 / 1000);
+    in.key = in.key.mul(rise.view({1, shape.keys, 1, 1})).to(at::kBFloat16);
+    const auto [out, lse] = run(in);
+    const auto [exact_out, exact_lse] = exact(in);
+    EXPECT_TRUE(testing::within_tolerance(out, plain(in), exact_out));
+    EXPECT_LT(testing::max_error(lse, exact_lse), 1e-3);
+  }
+}
+
 TEST_F(SparseAttentionCuda, NanOutsideARowStaysOutside) {
   for (const Shape& shape : {Shape{1, 128, 512, 8, 2, 128, 40, 1}, Shape{1, 128, 512, 8, 2, 128, 40, 64},
                              Shape{1, 128, 40000, 8, 2, 128, 1200, 1}}) {

@@ -10,17 +10,13 @@
 // What kernels and launchers here do not use is not emulated. Warps are always whole: every collective wants
 // all 32 lanes.
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Float8_e4m3fn.h>
-#include <c10/util/Half.h>
-
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <limits>
-#include <type_traits>
+
+#include "gsa/testing/cuda_emulation_numbers.h"
 
 // CUDA's own names, words of any type, and offsets that fit a block's shared memory.
 // NOLINTBEGIN(bugprone-*,readability-identifier-naming)
@@ -78,41 +74,6 @@ struct dim3 {
   unsigned x = 0, y = 0, z = 0;
 };
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
-
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
-struct alignas(8) float2 {
-  float x, y;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-struct alignas(16) ulonglong2 {
-  unsigned long long x, y;
-};
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-struct int2 {
-  int x, y;
-};
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
-  return {x, y, z, w};
-}
-inline float2 make_float2(float x, float y) {
-  return {x, y};
-}
-inline int2 make_int2(int x, int y) {
-  return {x, y};
-}
-struct __nv_bfloat16 {
-  uint16_t bits;
-};
-struct __half {
-  uint16_t bits;
-};
-enum { __NV_SATFINITE, __NV_E4M3 };
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorNotSupported };
 enum { cudaDevAttrMultiProcessorCount, cudaFuncAttributeMaxDynamicSharedMemorySize };
@@ -175,94 +136,6 @@ T __ldg(const T* at) {
 template <class T>
 T __ldcg(const T* at) {
   return *at;
-}
-
-// ---- arithmetic
-
-template <class A, class B>
-constexpr auto min(A a, B b) {
-  using T = std::common_type_t<A, B>;
-  return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(a) : static_cast<T>(b);
-}
-template <class A, class B>
-constexpr auto max(A a, B b) {
-  using T = std::common_type_t<A, B>;
-  return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
-}
-
-using std::isnan;
-
-inline uint32_t __float_as_uint(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-inline float __uint_as_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-inline int __popc(uint32_t x) {
-  return __builtin_popcount(x);
-}
-inline int __clz(uint32_t x) {
-  return x == 0 ? 32 : __builtin_clz(x);
-}
-inline int __ffs(uint32_t x) {
-  return __builtin_ffs(static_cast<int>(x));
-}
-inline float __saturatef(float x) {
-  return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f;  // NaN gives 0
-}
-namespace emulation {
-inline float bf16_value(uint16_t bits) {
-  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
-}
-}  // namespace emulation
-inline float __bfloat162float(__nv_bfloat16 x) {
-  return emulation::bf16_value(x.bits);
-}
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-  return {c10::BFloat16(x).x};
-}
-inline float __half2float(__half x) {
-  return c10::Half(x.bits, c10::Half::from_bits());
-}
-inline __half __float2half_rn(float x) {
-  return {c10::Half(x).x};
-}
-// To e4m3: the nearest, saturating.
-inline uint8_t __nv_cvt_float_to_fp8(float x, int, int) {
-  constexpr float kLargest = 448;
-  return c10::Float8_e4m3fn(isnan(x) ? x : std::fmax(std::fmin(x, kLargest), -kLargest)).x;
-}
-inline float rsqrtf(float x) {
-  return 1.0f / std::sqrt(x);
-}
-inline float __expf(float x) {
-  return std::exp(x);
-}
-inline float __fdividef(float a, float b) {
-  return a / b;
-}
-inline float __fmul_rn(float a, float b) {
-  return a * b;
-}
-inline float __fsub_rn(float a, float b) {
-  return a - b;
-}
-inline float __fadd_rd(float x, float y) {
-  const double sum = static_cast<double>(x) + y;
-  const float nearest = static_cast<float>(sum);
-  return nearest > sum ? std::nextafter(nearest, -std::numeric_limits<float>::infinity()) : nearest;
-}
-inline int __float2int_rd(float x) {
-  if (isnan(x)) return 0;
-  if (x >= 2147483648.0f) return INT32_MAX;
-  return x < -2147483648.0f ? INT32_MIN : static_cast<int>(std::floor(x));
-}
-inline int __float2int_rz(float x) {
-  return __float2int_rd(x < 0 ? std::ceil(x) : x);
 }
 
 // ---- atomics: fibers never run at the same time

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "gsa/ops/indexer/index_select_decode_budget.cuh"
+#include "gsa/ops/indexer/index_select_decode_place.cuh"
 #include "gsa/ops/indexer/index_select_decode_score.cuh"
 #include "gsa/ops/indexer/index_select_decode_search.cuh"
 

@@ -1,5 +1,5 @@
-// Device side of index_select's decode kernel, second third: from a part's scores, kept on the chip, to bits of
-// what is selected for sure, and what the row's other parts have to know; see docs/kernels/decode.md.
+// Device side of index_select's decode kernel, second third: from a part's scores, kept on the chip, to bits
+// of what is selected for sure, and what the row's other parts have to know; see docs/kernels/decode.md.
 #pragma once
 
 #include "gsa/cuda/grid.h"

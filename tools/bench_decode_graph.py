@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gsa
 
-HEADS, KV_HEADS, DIM, INDEX_HEADS, INDEX_DIM, K, LAYERS = 16, 4, 128, 4, 64, 2048, {1: 16, 8: 4, 32: 1}
+HEADS, KV_HEADS, DIM, INDEX_HEADS, INDEX_DIM, K, LAYERS = 16, 4, 128, 4, 64, 2048, {1: 16, 8: 8, 32: 4}
 
 
 def layer(batch, length):

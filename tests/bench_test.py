@@ -55,6 +55,10 @@ class BenchTest(unittest.TestCase):
         result = bench("--dtype", "int8")
         self.assertEqual(result.returncode, 2)
         self.assertIn("--dtype expected", result.stderr)
+        for lengths in ("0", "-5", "8192,x", "1e30"):
+            result = bench("--lengths", lengths)
+            self.assertEqual(result.returncode, 2)
+            self.assertIn("--lengths: expected a positive whole number, got " + lengths.split(",")[-1], result.stderr)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Each graph goes over several layers' caches, so that little of them stays in L2;
   PYTHONPATH=python tools/bench_decode_graph.py [--length 131072]"""
 import argparse
 import statistics
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--length", type=int, default=131072)
     length = parser.parse_args().length
+    if length < 1:
+        parser.error(f"--length: expected a positive number of tokens, got {length}")
+    if not torch.cuda.is_available():
+        sys.exit("bench_decode_graph: needs a CUDA device, found none")
     print(f"{torch.cuda.get_device_name()}, {length} keys, k {K}; us")
     for batch, count in LAYERS.items():
         layers = [layer(batch, length) for _ in range(count)]

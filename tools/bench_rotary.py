@@ -5,6 +5,7 @@ Medians in microseconds; L2 is flushed before each long call. Bytes: what is rea
 
   PYTHONPATH=python tools/bench_rotary.py"""
 import statistics
+import sys
 
 import torch
 
@@ -51,6 +52,8 @@ def moved(arguments):
 
 
 def main():
+    if not torch.cuda.is_available():
+        sys.exit("bench_rotary: needs a CUDA device, found none")
     print(f"{torch.cuda.get_device_name()}, bf16")
     tokens, flush = 131072, torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     for heads, dim, rotated in ((HEADS, DIM, DIM), (KV_HEADS, DIM, DIM), (INDEX_HEADS, INDEX_DIM, INDEX_ROTARY), (1, INDEX_DIM, INDEX_ROTARY)):

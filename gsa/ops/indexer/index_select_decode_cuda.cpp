@@ -113,7 +113,7 @@ void* graph_workspace(size_t bytes, size_t zeroed, const at::TensorOptions& opti
   cudaUserObject_t object = nullptr;
   C10_CUDA_CHECK(
       cudaUserObjectCreate(&object, workspace.get(), give_back, 1, cudaUserObjectNoDestructorSync));
-  workspace.release();  // the object's
+  static_cast<void>(workspace.release());  // the object's
   C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove));
   return memory;
 }

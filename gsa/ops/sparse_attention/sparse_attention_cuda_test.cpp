@@ -194,7 +194,8 @@ TEST_F(SparseAttentionCuda, MoreKeysThanAUsualWalkHolds) {
 TEST_F(SparseAttentionCuda, RoundsOfLongWalksEqualTilesAlone) {
   // 130 tiles of 64 queries: long walks for all would need twice the workspace. A tile's result depends
   // neither on its company nor on the round. Every third tile fits a usual walk.
-  constexpr int64_t kQueries = 130 * 64, kKeys = 131072, kCapacity = 2048, kStride = kKeys / kCapacity;
+  constexpr int64_t kQueries = int64_t{130} * 64, kKeys = 131072, kCapacity = 2048,
+                    kStride = kKeys / kCapacity;
   const auto floats = at::TensorOptions(at::Device(at::kCUDA, 0)).dtype(at::kFloat);
   const auto ints = floats.dtype(at::kInt);
   const auto random = [&](int64_t tokens) { return at::randn({1, tokens, 2, 64}, floats).to(at::kBFloat16); };

@@ -28,6 +28,8 @@ struct Consumer {
 
   static __device__ __forceinline__ int lane() { return threadIdx.x & 31; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32 - 4; }
+  // Whether lists stay for another kernel, which finishes the rows.
+  __device__ __forceinline__ bool keeps() const { return p.keep_lists; }
   // Whether rows are shared by query_tile queries.
   __device__ __forceinline__ bool shares() const { return p.query_tile > 1; }
   // Positions up to the query's that are selected anyway.
@@ -78,8 +80,8 @@ struct Consumer {
     notes.count = count;
     const bool full = count > full_list(store.row_limit);
     if (__any_sync(kWarp, full)) {
-      const Trimmed left =
-          trim_full_rows(lists(), store.row_limit, count, row.gate, notes.need, full, scratch().digits);
+      const Trimmed left = trim_full_rows(lists(), store.row_limit, count, row.gate, notes.need, full,
+                                          scratch().finish.digits);
       if (left.total >= 0) notes.count = left.total;
       row.gate = left.gate;
     }
@@ -198,18 +200,18 @@ struct Consumer {
     flush(row);
   }
 
-  // Leaves a shared row's list to the merge.
-  __device__ __forceinline__ void note_row(const RowView& list, int k, Scale scale, int r) {
-    SharedRow* rows = reinterpret_cast<SharedRow*>(store.row(static_cast<size_t>(works) * kTileQueries));
-    const float threshold = kth_entry(list, k, scale, scratch());
-    if (lane() == 0) rows[first_row + 8 * (warp() % 4) + r] = SharedRow{list.total, threshold, k, 0};
+  // Leaves a row's list to the kernel that finishes it.
+  __device__ __forceinline__ void note_row(const RowView& list, int wanted, Scale scale, int r) {
+    KeptRow* rows = reinterpret_cast<KeptRow*>(store.row(static_cast<size_t>(works) * kTileQueries));
+    if (lane() == 0)
+      rows[first_row + 8 * (warp() % 4) + r] = KeptRow{list.total, wanted, scale.low, scale.per_bin, 0};
   }
 
   __device__ __forceinline__ void write_row(const RowView& list, int need, Scale scale, int position,
                                             int64_t token) {
     RowWriter writer{p.indices + token * p.capacity, min(p.keep_first, position + 1),
                      max(0, position + 1 - p.keep_recent), position};
-    const int written = finish_row(list, need, scale, writer, p.capacity, scratch());
+    const int written = finish_row(list, need, scale, writer, p.capacity, scratch().finish);
     if (lane() == 0) p.counts[token] = written;
   }
 
@@ -233,14 +235,14 @@ struct Consumer {
     const int need = !open ? 0 : shares() ? notes.need : budget - kept(position);
     const bool short_of = open && need > notes.count && row.gate > -kInfinity;
     if (open && (lane() & 3) == 0) p.statistic[first_token + lane() / 4] = statistic;
-    if (!shares()) clear_bitmap(scratch().bitmap);  // staged survivors lay there
+    if (!keeps()) clear_bitmap(scratch().finish.bitmap, kWindowPairs);  // staged survivors lay there
     for (int r = 0; r < 8; ++r) {
       if (!__shfl_sync(kWarp, static_cast<int>(open && !short_of), 4 * r)) continue;
       const RowView list{store.row(first_row + 8 * (warp() % 4) + r), __shfl_sync(kWarp, notes.count, 4 * r)};
       const int k = __shfl_sync(kWarp, shares() ? budget : need, 4 * r);
       const int last = __shfl_sync(kWarp, position, 4 * r);
       const Scale scale = shared.notes[warp()][4 * r].scale;
-      if (shares())
+      if (keeps())
         note_row(list, k, scale, r);
       else
         write_row(list, k, scale, last, first_token + r);
@@ -254,9 +256,9 @@ struct Consumer {
     const int64_t query = work.first_query + threadIdx.x % 128 / kLanesPerRow;
     RowNotes& notes = this->notes();
     notes = RowNotes{{}, 0, 0, -1, 0, 0};
-    // The lists of shared rows stay for the kernel that merges them; others are this warpgroup's.
+    // Lists that stay lie in the order of queries; others are this warpgroup's.
     first_row =
-        shares() ? first_row_of(p, work) : (int64_t{warp() / 4} * gridDim.x + blockIdx.x) * kTileQueries;
+        keeps() ? first_row_of(p, work) : (int64_t{warp() / 4} * gridDim.x + blockIdx.x) * kTileQueries;
     if (query < p.queries) {
       const int position = notes.position = static_cast<int>(query + p.keys - p.queries);
       if (shares()) {

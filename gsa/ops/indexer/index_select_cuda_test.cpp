@@ -46,6 +46,8 @@ class IndexSelectCuda : public ::testing::Test {
   }
 };
 
+constexpr int64_t kLongRow = 26000;  // more than ListLimits::most_keys
+
 TEST_F(IndexSelectCuda, MatchesFp64OnEveryShape) {
   for (const int64_t heads : {1, 2, 4, 8})
     for (const int64_t dim : {32, 64, 128})
@@ -54,6 +56,20 @@ TEST_F(IndexSelectCuda, MatchesFp64OnEveryShape) {
         check_selection(random_select_inputs(1, 101, 333, heads, dim),
                         make_select_options(40, activation, 4, 16));
       }
+}
+
+// Rows too long to be finished by a kernel of their own.
+TEST_F(IndexSelectCuda, LongRowsMatchFp64OnEveryShape) {
+  const std::vector<std::string> activations{"sigmoid", "hard_sigmoid", "relu"};
+  int64_t number = 0;
+  for (const int64_t heads : {1, 2, 4, 8})
+    for (const int64_t dim : {32, 64, 128}) {
+      const std::string& activation = activations[number++ % 3];
+      SCOPED_TRACE(::testing::Message() << heads << " heads of " << dim << ", " << activation);
+      check_selection(random_select_inputs(1, 37, kLongRow, heads, dim),
+                      make_select_options(400, activation, 4, 16));
+    }
+  check_exact(tied_select_inputs(1, 40, kLongRow, 4, 64), make_select_options(300, "hard_sigmoid", 3, 5));
 }
 
 TEST_F(IndexSelectCuda, MatchesFp64OnRandomProblems) {
@@ -84,19 +100,21 @@ TEST_F(IndexSelectCuda, TiesGoToTheLowerPosition) {
 }
 
 TEST_F(IndexSelectCuda, RisingFallingAndMisleadingSamplesStayExact) {
-  const int64_t keys = 6000;
-  SelectInputs in = tied_select_inputs(1, 40, keys, 4, 64);
-  const at::Tensor ramp = (at::arange(keys, at::kFloat) / 500).floor().view({1, keys, 1}).to(at::kBFloat16);
-  in.query = at::ones({1, 40, 4, 64}, at::kBFloat16) / 8;
-  for (const double sign : {1.0, -1.0}) {
-    in.key = (ramp * sign / 16).expand({1, keys, 64}).contiguous();
-    check_exact(in, make_select_options(200, "hard_sigmoid", 0, 0));
-  }
-  // Every sampled key far better, then far worse, than the others.
-  for (const double sign : {1.0, -1.0}) {
-    in.key = at::randint(-1, 2, {1, keys, 64}, at::kBFloat16) / 16;
-    for (int64_t phase = 0; phase < 32; phase += 2) in.key.slice(1, phase, keys, 32).fill_(sign / 8);
-    check_exact(in, make_select_options(200, "hard_sigmoid", 0, 0));
+  for (const int64_t keys : {int64_t{6000}, kLongRow}) {
+    SCOPED_TRACE(::testing::Message() << keys << " keys");
+    SelectInputs in = tied_select_inputs(1, 40, keys, 4, 64);
+    const at::Tensor ramp = (at::arange(keys, at::kFloat) / 500).floor().view({1, keys, 1}).to(at::kBFloat16);
+    in.query = at::ones({1, 40, 4, 64}, at::kBFloat16) / 8;
+    for (const double sign : {1.0, -1.0}) {
+      in.key = (ramp * sign / 16).expand({1, keys, 64}).contiguous();
+      check_exact(in, make_select_options(200, "hard_sigmoid", 0, 0));
+    }
+    // Every sampled key far better, then far worse, than the others.
+    for (const double sign : {1.0, -1.0}) {
+      in.key = at::randint(-1, 2, {1, keys, 64}, at::kBFloat16) / 16;
+      for (int64_t phase = 0; phase < 32; phase += 2) in.key.slice(1, phase, keys, 32).fill_(sign / 8);
+      check_exact(in, make_select_options(200, "hard_sigmoid", 0, 0));
+    }
   }
 }
 

@@ -18,8 +18,8 @@
 
 // The library has the same functions as compiled by nvcc: these must not take their place.
 #pragma GCC visibility push(hidden)
+#include "gsa/ops/indexer/index_select_kept_sm90.cu"
 #include "gsa/ops/indexer/index_select_kernel.cuh"
-#include "gsa/ops/indexer/index_select_shared_sm90.cu"
 #include "gsa/ops/indexer/index_select_sm90.cu"
 #include "gsa/ops/indexer/index_select_softmax_sm90.cu"
 
@@ -60,9 +60,9 @@ using testing::SelectInputs;
 using testing::Selection;
 using testing::tied_select_inputs;
 
-/// index_select_cuda.cpp's part, by hand. With limits, shared rows go through small chunks and windows.
+/// index_select_cuda.cpp's part, by hand.
 Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean,
-                       const fused_select::SharedLimits* limits) {
+                       const fused_select::ListLimits& limits) {
   const at::Tensor query = in.query.to(at::kBFloat16).contiguous(),
                    key = in.key.to(at::kBFloat16).contiguous();
   const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
@@ -82,28 +82,39 @@ Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options
   params.indices = found.indices.mutable_data_ptr<int32_t>();
   params.counts = found.counts.mutable_data_ptr<int32_t>();
   params.statistic = found.statistic.mutable_data_ptr<float>();
-  size_t bytes = index_select_sm90_workspace(params);
-  if (limits) {
-    const auto plan = fused_select::plan_shared(params, emulation::multiprocessors, *limits);
-    EXPECT_GT(plan.chunks, 1);
-    EXPECT_LT(plan.window, params.keys);
-    bytes = fused_select::shared_workspace_bytes(params, plan);
-  }
+  const size_t bytes = index_select_sm90_workspace(params, limits);
   // What lies behind must not be touched.
   const at::Tensor workspace = at::full({static_cast<int64_t>(bytes) + 64}, 0x5a, at::kByte);
   params.workspace = workspace.mutable_data_ptr();
-  if (limits) {
-    workspace.slice(0, 0, fused_select::kHeaderBytes).zero_();
-    EXPECT_EQ(fused_select::launch_shared(params, *limits, nullptr), cudaSuccess);
-  } else {
-    EXPECT_EQ(launch_index_select_sm90(params, nullptr), cudaSuccess);
-  }
+  EXPECT_EQ(launch_index_select_sm90(params, nullptr, limits), cudaSuccess);
   EXPECT_TRUE(workspace.slice(0, static_cast<int64_t>(bytes)).eq(0x5a).all().item<bool>());
   return found;
 }
 
 Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
-  return run_emulated(in, options, mean, nullptr);
+  return run_emulated(in, options, mean, {});
+}
+
+/// Rows finished by the kernel that streams the keys, as long ones are.
+Selection select_in_place(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+  fused_select::ListLimits limits;
+  limits.most_keys = 0;
+  return run_emulated(in, options, mean, limits);
+}
+
+/// In chunks of so many bytes of lists, and the smallest windows.
+testing::Selector select_in_chunks(size_t workspace) {
+  return [workspace](const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+    fused_select::ListLimits limits;
+    limits.workspace = workspace;
+    limits.window = fused_select::kMergeStep;
+    IndexSelectParams params;
+    set_problem(params, in.query, in.key, options);
+    const auto plan = fused_select::plan_lists(params, emulation::multiprocessors, limits);
+    EXPECT_GT(plan.chunks, 1);
+    EXPECT_LT(plan.window, params.keys);
+    return run_emulated(in, options, mean, limits);
+  };
 }
 
 class IndexSelectEmulated : public ::testing::Test {
@@ -111,41 +122,49 @@ class IndexSelectEmulated : public ::testing::Test {
   void SetUp() override { at::manual_seed(testing::run_seed()); }
 };
 
-TEST_F(IndexSelectEmulated, MatchesFp64OnRandomProblems) {
+/// What holds however rows are finished.
+class IndexSelectEmulatedRows : public IndexSelectEmulated,
+                                public ::testing::WithParamInterface<testing::Selector> {};
+INSTANTIATE_TEST_SUITE_P(Ways, IndexSelectEmulatedRows,
+                         ::testing::Values(testing::Selector(select_emulated),
+                                           testing::Selector(select_in_place)),
+                         [](const auto& info) { return info.index == 0 ? "Apart" : "InPlace"; });
+
+TEST_P(IndexSelectEmulatedRows, MatchesFp64OnRandomProblems) {
   check_selection(random_select_inputs(1, 60, 300, 4, 64), make_select_options(40, "hard_sigmoid", 4, 16),
-                  select_emulated);
+                  GetParam());
   check_selection(random_select_inputs(1, 40, 90, 1, 32), make_select_options(20, "sigmoid", 0, 0),
-                  select_emulated);
+                  GetParam());
   check_selection(random_select_inputs(1, 70, 150, 8, 128), make_select_options(30, "relu", 1, 2),
-                  select_emulated);
+                  GetParam());
 }
 
-TEST_F(IndexSelectEmulated, AdaptiveBudgetsAndShortRows) {
+TEST_P(IndexSelectEmulatedRows, AdaptiveBudgetsAndShortRows) {
   for (const std::string budget : {"inverse", "as_printed"}) {
     IndexSelectOptions options = make_select_options(90, "hard_sigmoid", 2, 5);
     options.k_base = 40;
     options.budget = budget;
-    check_selection(random_select_inputs(2, 110, 110, 4, 64), options, select_emulated);
+    check_selection(random_select_inputs(2, 110, 110, 4, 64), options, GetParam());
   }
 }
 
-TEST_F(IndexSelectEmulated, TiesGoToTheLowerPosition) {
+TEST_P(IndexSelectEmulatedRows, TiesGoToTheLowerPosition) {
   check_exact_selection(tied_select_inputs(2, 100, 300, 4, 64), make_select_options(50, "hard_sigmoid", 3, 5),
-                        select_emulated);
+                        GetParam());
   SelectInputs equal = tied_select_inputs(1, 30, 500, 4, 64);  // lists fill up and boundaries overflow
   equal.key = equal.key.slice(1, 0, 1).expand({1, 500, 64}).contiguous();
-  check_exact_selection(equal, make_select_options(20, "hard_sigmoid", 0, 0), select_emulated);
+  check_exact_selection(equal, make_select_options(20, "hard_sigmoid", 0, 0), GetParam());
 }
 
-TEST_F(IndexSelectEmulated, SampledGates) {
+TEST_P(IndexSelectEmulatedRows, SampledGates) {
   // More keys than lists hold; then keys that mislead the sample both ways.
   SelectInputs in = tied_select_inputs(1, 8, 2600, 4, 64);
   const IndexSelectOptions options = make_select_options(40, "hard_sigmoid", 0, 0);
-  check_exact_selection(in, options, select_emulated);
+  check_exact_selection(in, options, GetParam());
   for (const double sign : {1.0, -1.0}) {
     in.key = at::randint(-1, 2, {1, 2600, 64}, at::kBFloat16) / 16;
     for (int64_t phase = 0; phase < 32; phase += 2) in.key.slice(1, phase, 2600, 32).fill_(sign / 8);
-    check_exact_selection(in, options, select_emulated);
+    check_exact_selection(in, options, GetParam());
   }
 }
 
@@ -161,11 +180,11 @@ TEST_F(IndexSelectEmulated, RowsOfSeveralWindows) {
   check_exact_selection(in, make_select_options(500, "hard_sigmoid", 4, 30), select_emulated);
 }
 
-TEST_F(IndexSelectEmulated, NaNIsNeverSelected) {
+TEST_P(IndexSelectEmulatedRows, NaNIsNeverSelected) {
   SelectInputs in = random_select_inputs(1, 50, 200, 4, 64);
   in.key.slice(1, 0, 200, 7).fill_(std::numeric_limits<double>::quiet_NaN());
-  check_selection(in, make_select_options(60, "hard_sigmoid", 1, 3), select_emulated);
-  check_selection(in, make_select_options(1000, "hard_sigmoid", 1, 3), select_emulated);
+  check_selection(in, make_select_options(60, "hard_sigmoid", 1, 3), GetParam());
+  check_selection(in, make_select_options(1000, "hard_sigmoid", 1, 3), GetParam());
 }
 
 IndexSelectOptions shared_options(int64_t k, int64_t query_tile, int64_t first, int64_t recent,
@@ -261,12 +280,6 @@ TEST_F(IndexSelectEmulated, SharedRowsNeverHoldNaN) {
 }
 
 TEST_F(IndexSelectEmulated, SharedRowsInChunksAndWindows) {
-  const auto select = [](size_t workspace) {
-    return [workspace](const SelectInputs& in, const IndexSelectOptions& options, double mean) {
-      const fused_select::SharedLimits limits{workspace, fused_select::kMergeStep};
-      return run_emulated(in, options, mean, &limits);
-    };
-  };
   // Two of three sequences together, then parts of a sequence. Small steps up in score make the merged list
   // overflow time and again.
   const auto rising = [](int64_t batch, int64_t queries, int64_t keys) {
@@ -276,10 +289,13 @@ TEST_F(IndexSelectEmulated, SharedRowsInChunksAndWindows) {
     in.query = at::randint(0, 3, {batch, queries, 4, 64}, at::kBFloat16) / 64;
     return in;
   };
-  check_exact_selection(rising(3, 24, 4500), shared_options(100, 16, 4, 30), select(size_t{3} << 19));
-  check_exact_selection(rising(1, 110, 2500), shared_options(100, 20, 4, 30), select(size_t{1} << 20));
+  check_exact_selection(rising(3, 24, 4500), shared_options(100, 16, 4, 30),
+                        select_in_chunks(size_t{3} << 19));
+  check_exact_selection(rising(1, 110, 2500), shared_options(100, 20, 4, 30),
+                        select_in_chunks(size_t{1} << 20));
   // Lists of several of the parts that the merge reads at a time.
-  check_exact_selection(rising(1, 40, 4500), shared_options(800, 8, 4, 30), select(size_t{1} << 20));
+  check_exact_selection(rising(1, 40, 4500), shared_options(800, 8, 4, 30),
+                        select_in_chunks(size_t{1} << 20));
 }
 
 // Queries that agree leave a row short of keys with a positive margin: it is done again with longer lists.

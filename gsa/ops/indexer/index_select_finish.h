@@ -2,6 +2,7 @@
 // order; of shared rows, which another kernel merges, the score of the k-th best alone.
 #pragma once
 
+#include "gsa/cuda/mbarrier.h"
 #include "gsa/cuda/reduction.h"
 #include "gsa/ops/indexer/index_select_row.h"
 #include "gsa/ops/indexer/index_select_trim.h"
@@ -13,18 +14,17 @@ constexpr int kWindowPairs =
     1024;  // the bitmap of chosen positions, in pairs of words: 64K positions at a time
 constexpr uint32_t kBehindAll = 0x7fffffffu;  // the position of no entry
 
-// What a warp works with: while it samples, while keys stream, and while it finishes rows.
-union alignas(16) WarpScratch {
-  uint32_t sampled[8][kBins];
-  uint2 staged[kStaged][kStagedStep / 8];
-  struct {
-    uint2 bitmap[kWindowPairs];
-    uint32_t bins[kBins];
-    union {
-      uint2 boundary[kBoundary];
-      uint32_t digits[kDigits];
-    };
+// Positions of a window that a warp puts in order before it writes them side by side.
+constexpr int kGathered = 2048;
+
+// What a warp finishes rows with. Of the bitmap there may be only as much as a row needs.
+struct alignas(16) FinishScratch {
+  uint32_t bins[kBins];
+  union {
+    uint2 boundary[kBoundary];
+    uint32_t digits[kDigits];
   };
+  uint2 bitmap[kWindowPairs];
 };
 
 // Marks a position, or counts, if `wanted`; without a branch.
@@ -59,14 +59,14 @@ __device__ __forceinline__ void count_if(bool wanted, uint32_t* counter) {
 #endif
 }
 
-__device__ __forceinline__ void clear_bitmap(uint2* bitmap) {
+__device__ __forceinline__ void clear_bitmap(uint2* bitmap, int pairs) {
   __syncwarp();
-  for (int i = threadIdx.x & 31; i < kWindowPairs; i += 32) bitmap[i] = uint2{0, 0};
+  for (int i = threadIdx.x & 31; i < pairs; i += 32) bitmap[i] = uint2{0, 0};
   __syncwarp();
 }
 
 // The best `rank` (1 <= rank <= count) of the entries in scratch.boundary, by counting who is better.
-__device__ __forceinline__ Cut rank_boundary(const WarpScratch& scratch, int count, int rank) {
+__device__ __forceinline__ Cut rank_boundary(const FinishScratch& scratch, int count, int rank) {
   const int lane = threadIdx.x & 31;
   Cut cut = Cut::nothing();
   bool mine = false;
@@ -88,12 +88,20 @@ __device__ __forceinline__ Cut rank_boundary(const WarpScratch& scratch, int cou
   return {__shfl_sync(kWarp, cut.key, owner), __shfl_sync(kWarp, cut.position, owner)};
 }
 
+// The part of the bitmap that a row of so many keys uses.
+GSA_HOST_DEVICE inline int bitmap_pairs(int64_t keys) {
+  const int64_t pairs = (keys + 4095) / 4096 * 64;  // 64 pairs are cleared at a time
+  return pairs < kWindowPairs ? static_cast<int>(pairs) : kWindowPairs;
+}
+
 // Where and how a row's positions go out.
 struct RowWriter {
   int32_t* out;
   int first;   // positions below are chosen anyway
   int recent;  // and from here on
   int last;    // of the query
+  uint16_t* gathered =
+      nullptr;  // room for kGathered, if positions are to be gathered before they are written
   int written = 0;
 
   static constexpr int kWindow = 64 * kWindowPairs;
@@ -105,6 +113,19 @@ struct RowWriter {
     for (int p = max(recent, begin) + lane; p < end; p += 32) mark_if(true, bitmap, p - begin);
   }
 
+  // Writes -1 behind the last position, up to `capacity`. Returns how many positions there are.
+  __device__ __forceinline__ int fill_up(int capacity) const {
+    for (int i = written + (threadIdx.x & 31); i < capacity; i += 32) out[i] = -1;
+    return written;
+  }
+
+  // A row of every position.
+  __device__ __forceinline__ int write_all(int capacity) {
+    for (int i = threadIdx.x & 31; i <= last; i += 32) out[i] = i;
+    written = last + 1;
+    return fill_up(capacity);
+  }
+
   // Writes the positions marked in the bitmap, which starts at position `begin`, in ascending order, and
   // clears it. Two words a lane, twice: one prefix sum counts both, in halves.
   __device__ __forceinline__ void emit(uint2* bitmap, int begin) {
@@ -112,6 +133,7 @@ struct RowWriter {
     const int pairs = (min(last + 1 - begin, kWindow) + 63) / 64;
     static_assert(kWindowPairs % 64 == 0);
     __syncwarp();
+    if (gathered != nullptr) return emit_gathered(bitmap, begin, pairs);
     for (int base = 0; base < pairs; base += 64) {
       const uint2 low = bitmap[base + lane], high = bitmap[base + 32 + lane];
       bitmap[base + lane] = bitmap[base + 32 + lane] = uint2{0, 0};
@@ -127,14 +149,34 @@ struct RowWriter {
   }
 
  private:
-  static __device__ __forceinline__ void put(uint2 words, int position, int32_t* to) {
-    for (; words.x != 0; words.x &= words.x - 1) *to++ = position + __ffs(words.x) - 1;
-    for (; words.y != 0; words.y &= words.y - 1) *to++ = position + __ffs(words.y) + 31;
+  // The same where many are marked: a lane's positions lie far from its neighbours', and written by the lane
+  // each would be a transaction.
+  __device__ __forceinline__ void emit_gathered(uint2* bitmap, int begin, int pairs) {
+    const int lane = threadIdx.x & 31;
+    for (int base = 0; base < pairs; base += 32) {
+      const uint2 words = bitmap[base + lane];
+      bitmap[base + lane] = uint2{0, 0};
+      const int mine = __popc(words.x) + __popc(words.y), before = cuda::warp_exclusive_sum(mine);
+      static_assert(kGathered >= 32 * 64 && kWindow <= 1 << 16);
+      put(words, 64 * (base + lane), gathered + before);
+      const int all = __shfl_sync(kWarp, before + mine, 31);
+      __syncwarp();
+      for (int i = lane; i < all; i += 32) out[written + i] = begin + gathered[i];
+      __syncwarp();
+      written += all;
+    }
+  }
+
+  template <class Position>
+  static __device__ __forceinline__ void put(uint2 words, int position, Position* to) {
+    for (; words.x != 0; words.x &= words.x - 1) *to++ = static_cast<Position>(position + __ffs(words.x) - 1);
+    for (; words.y != 0; words.y &= words.y - 1)
+      *to++ = static_cast<Position>(position + __ffs(words.y) + 31);
   }
 };
 
 // Counts the row's entries in scratch.bins.
-__device__ __forceinline__ void count_entries(const RowView& row, Scale scale, WarpScratch& scratch) {
+__device__ __forceinline__ void count_entries(const RowView& row, Scale scale, FinishScratch& scratch) {
   for (int i = threadIdx.x & 31; i < kBins; i += 32) scratch.bins[i] = 0;
   __syncwarp();
   for_each_entry(row, [&](bool held, uint2 entry) {
@@ -148,7 +190,7 @@ __device__ __forceinline__ void count_entries(const RowView& row, Scale scale, W
 // ranked. 1 <= need < row.total. False, with the bitmap in disorder, where too many lie near the cut.
 template <bool kMark>
 __device__ __forceinline__ bool cut_by_histogram(const RowView& row, int need, Scale scale,
-                                                 WarpScratch& scratch, Cut& cut) {
+                                                 FinishScratch& scratch, Cut& cut) {
   const int lane = threadIdx.x & 31;
   count_entries(row, scale, scratch);
   const Digit at = find_digit<kBins>(scratch.bins, need);
@@ -222,13 +264,15 @@ __device__ __forceinline__ void mark_by_cut(const RowView& row, Cut cut, int beg
 // Writes a row: the best `need` of its entries and the kept positions, ascending, then -1 up to `capacity`.
 // Returns how many were chosen. The bitmap is zero before and after.
 __device__ __forceinline__ int finish_row(const RowView& row, int need, Scale scale, RowWriter writer,
-                                          int capacity, WarpScratch& scratch) {
+                                          int capacity, FinishScratch& scratch) {
+  const int candidates = max(0, writer.recent - writer.first);
+  if (row.total == candidates && need >= candidates) return writer.write_all(capacity);
   Cut cut = need == 0 ? Cut::nothing() : Cut::everything();
   bool marked = need == 0;
   if (need > 0 && row.total > need) {
     marked = cut_by_histogram<true>(row, need, scale, scratch, cut);
     if (!marked) {
-      clear_bitmap(scratch.bitmap);
+      clear_bitmap(scratch.bitmap, bitmap_pairs(writer.last + 1));
       cut = radix_cut(row, need, scratch.digits);
     }
   }
@@ -238,12 +282,11 @@ __device__ __forceinline__ int finish_row(const RowView& row, int need, Scale sc
     writer.mark_kept(scratch.bitmap, begin);
     writer.emit(scratch.bitmap, begin);
   }
-  for (int i = writer.written + (threadIdx.x & 31); i < capacity; i += 32) writer.out[i] = -1;
-  return writer.written;
+  return writer.fill_up(capacity);
 }
 
 // The score of the k-th best entry of a row, or of its worst where it has fewer; infinity for an empty one.
-__device__ __forceinline__ float kth_entry(const RowView& row, int k, Scale scale, WarpScratch& scratch) {
+__device__ __forceinline__ float kth_entry(const RowView& row, int k, Scale scale, FinishScratch& scratch) {
   if (row.total == 0) return kInfinity;
   Cut cut = Cut::everything();
   __syncwarp();

@@ -31,6 +31,13 @@ struct Group {
   int flush_request;  // the product after which the warps shall flush
 };
 
+// What a warp works with: while it samples, while keys stream, and while it finishes rows.
+union alignas(16) WarpScratch {
+  uint32_t sampled[8][kBins];
+  uint2 staged[kStaged][kStagedStep / 8];
+  FinishScratch finish;
+};
+
 template <class S>
 struct Layout {
   static constexpr int kWarps = 4 * S::kConsumers;

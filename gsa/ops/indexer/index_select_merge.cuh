@@ -68,7 +68,7 @@ struct Merger {
   // Enters what of a query's list lies in the window, by one warp. The list is in order but for what was
   // stored at a time, so that the warp may begin where the last window's positions ended, and end after a
   // part without any of this one's.
-  __device__ __forceinline__ void enter(const SharedRow& row, const uint8_t* slots, int begin, int width,
+  __device__ __forceinline__ void enter(const KeptRow& row, const uint8_t* slots, int begin, int width,
                                         int& cursor) {
     constexpr int kPart = 512;
     static_assert(kPart >= 2 * kLanesPerRow * kStaged,
@@ -189,7 +189,7 @@ struct Merger {
 
 // Fills a row of indices for every tile of every sequence: block r of a sequence has its tile r.
 static __global__ void __launch_bounds__(kMergeThreads, 1)
-    merge_kernel(const __grid_constant__ IndexSelectParams p, const __grid_constant__ SharedSpace space,
+    merge_kernel(const __grid_constant__ IndexSelectParams p, const __grid_constant__ ListSpace space,
                  int merged_limit, int window) {
   MergeScratch& scratch = cuda::shared_memory<MergeScratch>();
   uint8_t* base = static_cast<uint8_t*>(p.workspace);
@@ -201,10 +201,10 @@ static __global__ void __launch_bounds__(kMergeThreads, 1)
   const int start = static_cast<int>(first_query + p.keys - p.queries);
   const int64_t first_row = sequence * space.padded + first_query;
   const RowStore store{base + kHeaderBytes, space.row_limit};
-  const SharedRow* rows = reinterpret_cast<const SharedRow*>(base + space.rows_at) + first_row;
+  const KeptRow* rows = reinterpret_cast<const KeptRow*>(base + space.rows_at) + first_row;
 
   int budget = 0;
-  for (int i = 0; i < queries; ++i) budget = max(budget, rows[i].budget);
+  for (int i = 0; i < queries; ++i) budget = max(budget, rows[i].wanted);
   const int kept = shared_kept(p, start);
   Merger merger{
       scratch, reinterpret_cast<uint32_t*>(&scratch + 1),

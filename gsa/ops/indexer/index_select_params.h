@@ -37,6 +37,7 @@ struct IndexSelectParams {
   IndexActivation activation = IndexActivation::kSigmoid;
   SelectBudget budget = SelectBudget::kFixed;
   const float* log_scale = nullptr;  // scalar, or null for zero; read by kEntropy
+  bool keep_lists = false;           // set by the launcher: the streaming kernel leaves rows to another one
   // Between the kernels of shared rows: null, or which rows (nonzero) are done again with longer lists.
   const int32_t* again = nullptr;
 };

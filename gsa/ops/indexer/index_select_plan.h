@@ -98,12 +98,13 @@ inline size_t workspace_bytes(const IndexSelectParams& params, int multiprocesso
 constexpr int kMergeThreads = 512;
 constexpr int kMergeStep = 4 * kMergeThreads;  // positions that a block collects at a time
 
-// What the kernel that streams the keys leaves of a query, besides its list.
-struct SharedRow {
-  int32_t count;    // entries of the list
-  float threshold;  // the score, less the row's shift, of its k_t-th best candidate
-  int32_t budget;   // k_t
-  int32_t unused;
+// What the streaming kernel leaves of a query whose list another kernel finishes.
+struct KeptRow {
+  int32_t count;   // entries of the list
+  int32_t wanted;  // of them; with shared rows the query's budget
+  float low;       // of the scale of the row's histogram
+  float per_bin;
+  float threshold;  // with shared rows: the score, less the row's shift, of its k_t-th best candidate
 };
 
 GSA_HOST_DEVICE inline int64_t rows_of(const IndexSelectParams& p) {
@@ -156,13 +157,24 @@ inline int64_t list_capacity(const IndexSelectParams& p) {
   return first > all ? first : all;
 }
 
-struct SharedLimits {
-  size_t workspace = size_t{512} << 20;  // bytes, roughly: enough for all of 132 blocks at k 2048
+struct ListLimits {
+  size_t workspace = size_t{640} << 20;  // bytes, roughly: 16K lists at k 2048
   int window = 48 << 10;                 // positions that a merging block holds at a time
+  // Rows of their own of so many keys are finished by another kernel. That is worth it where many tiles
+  // finish at once, and where their lists fit the workspace in one or two chunks: the ends of chunks cost
+  // more.
+  int64_t most_keys = 25000;
 };
 
+// Whether lists are kept for another kernel. Rows whose budget needs more than two sums are finished in
+// place.
+inline bool keeps_lists(const IndexSelectParams& p, const ListLimits& limits) {
+  const bool sums = p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
+  return p.query_tile > 1 || (p.keys <= limits.most_keys && !sums);
+}
+
 // A call goes through its queries in chunks, whose lists lie in the workspace together.
-struct SharedPlan {
+struct ListPlan {
   int64_t batch;    // of a chunk: several sequences,
   int64_t queries;  // or a part of one
   int64_t chunks_of_sequence;
@@ -171,8 +183,8 @@ struct SharedPlan {
   int window;  // positions that a merging block holds at a time
 };
 
-// The workspace of a problem with shared rows: header, lists, SharedRows, merged lists.
-struct SharedSpace {
+// The workspace of a problem whose lists are kept: header, lists, KeptRows, merged lists of shared rows.
+struct ListSpace {
   int64_t padded;  // rows of lists of one sequence: whole tiles of the streaming kernel
   int row_limit;   // entries of a list
   size_t rows_at;  // bytes from the start
@@ -181,33 +193,32 @@ struct SharedSpace {
   size_t bytes;
 };
 
-inline SharedSpace shared_space(const IndexSelectParams& p, int merged) {
-  SharedSpace space{};
+inline ListSpace list_space(const IndexSelectParams& p, int merged) {
+  ListSpace space{};
   space.padded = (p.queries + kTileQueries - 1) / kTileQueries * kTileQueries;
   space.row_limit = static_cast<int>(list_capacity(p));
   const size_t rows = p.batch * space.padded;
   space.rows_at = kHeaderBytes + rows * space.row_limit * 8;
-  space.merged_at = space.rows_at + rows * sizeof(SharedRow);
-  const size_t tiles = p.batch * rows_of(p);
-  space.again_at = space.merged_at + tiles * merged * sizeof(int64_t);
-  space.bytes = space.again_at + tiles * sizeof(int32_t);
+  space.merged_at = space.rows_at + rows * sizeof(KeptRow);
+  const size_t results = p.batch * rows_of(p);
+  space.again_at = space.merged_at + results * merged * sizeof(int64_t);
+  space.bytes = space.again_at + results * sizeof(int32_t);
   return space;
 }
 
 // Chunks as large as the limit allows; from one tile for every multiprocessor on, so many for each.
-inline SharedPlan plan_shared(const IndexSelectParams& p, int multiprocessors,
-                              const SharedLimits& limits = {}) {
-  SharedPlan plan{};
+inline ListPlan plan_lists(const IndexSelectParams& p, int multiprocessors, const ListLimits& limits = {}) {
+  ListPlan plan{};
   const int64_t most = list_need(p) < p.keys ? list_need(p) : p.keys;
-  plan.merged = static_cast<int>(2 * most + kMergeStep);
+  plan.merged = p.query_tile > 1 ? static_cast<int>(2 * most + kMergeStep) : 0;
   const int64_t window = (p.keys + kMergeStep - 1) / kMergeStep * kMergeStep;
   plan.window = static_cast<int>(window < limits.window ? window : limits.window);
   const int64_t tile = block_queries(p.heads, p.dim);
   const int64_t list_bytes = list_capacity(p) * 8;
-  const int64_t row_bytes = list_bytes + sizeof(SharedRow) + int64_t{plan.merged} * 8 / p.query_tile;
+  const int64_t row_bytes = list_bytes + sizeof(KeptRow) + int64_t{plan.merged} * 8 / p.query_tile;
   int64_t tiles = static_cast<int64_t>(limits.workspace) / (row_bytes * tile);
-  if (tiles > multiprocessors) tiles -= tiles % multiprocessors;
   const int64_t of_sequence = (p.queries + tile - 1) / tile;
+  if (tiles < of_sequence && tiles > multiprocessors) tiles -= tiles % multiprocessors;
   if (tiles >= of_sequence) {
     plan.batch = tiles / of_sequence < p.batch ? tiles / of_sequence : p.batch;
     plan.queries = p.queries;
@@ -224,7 +235,7 @@ inline SharedPlan plan_shared(const IndexSelectParams& p, int multiprocessors,
 
 // A chunk as a problem of its own: queries end where the chunk does, and keys with its last query. What does
 // not fill a chunk comes first, where there are the fewest keys.
-inline IndexSelectParams shared_chunk(const IndexSelectParams& p, const SharedPlan& plan, int64_t number) {
+inline IndexSelectParams list_chunk(const IndexSelectParams& p, const ListPlan& plan, int64_t number) {
   const int64_t b = number / plan.chunks_of_sequence * plan.batch, part = number % plan.chunks_of_sequence;
   const int64_t rows = rows_of(p), chunk_rows = (plan.queries + p.query_tile - 1) / p.query_tile;
   const int64_t first_row = std::max<int64_t>(0, rows - (plan.chunks_of_sequence - part) * chunk_rows);
@@ -244,11 +255,11 @@ inline IndexSelectParams shared_chunk(const IndexSelectParams& p, const SharedPl
   return chunk;
 }
 
-inline size_t shared_workspace_bytes(const IndexSelectParams& p, const SharedPlan& plan) {
+inline size_t list_workspace_bytes(const IndexSelectParams& p, const ListPlan& plan) {
   IndexSelectParams largest = p;
   largest.batch = plan.batch;
   largest.queries = plan.queries;  // with all keys: the last chunk, and no other needs more
-  return shared_space(largest, plan.merged).bytes;
+  return list_space(largest, plan.merged).bytes;
 }
 
 }  // namespace gsa::fused_select

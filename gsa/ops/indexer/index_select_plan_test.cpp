@@ -130,10 +130,10 @@ TEST(IndexSelectPlan, SharedRowsRoundHalfToEvenAndNeedWhatTheyMayTake) {
 }
 
 // Every query in exactly one chunk, with its own keys and outputs, and tiles never split.
-TEST(IndexSelectPlan, SharedChunksCoverTheQueries) {
+TEST(IndexSelectPlan, ChunksCoverTheQueries) {
   for (const int64_t queries : {1, 64, 200, 5000})
     for (const int64_t batch : {1, 7})
-      for (const int tile : {2, 50, 64, 256})
+      for (const int tile : {1, 2, 50, 64, 256})
         for (const size_t limit : {size_t{1}, size_t{1} << 22, size_t{1} << 26, size_t{1} << 34}) {
           IndexSelectParams p = shared_problem(batch, queries, queries + 100, 300, tile);
           std::vector<char> keys(1), query(1);
@@ -144,41 +144,59 @@ TEST(IndexSelectPlan, SharedChunksCoverTheQueries) {
           p.head_weight = p.statistic = numbers.data();
           p.counts = p.indices = counts.data();
           p.capacity = 0;
-          const SharedPlan plan = plan_shared(p, 132, SharedLimits{limit, 1 << 14});
-          const size_t bytes = shared_workspace_bytes(p, plan);
+          const ListPlan plan = plan_lists(p, 132, ListLimits{limit, 1 << 14});
+          const size_t bytes = list_workspace_bytes(p, plan);
           std::vector<int> seen(batch * queries);
           for (int64_t i = 0; i < plan.chunks; ++i) {
-            const IndexSelectParams c = shared_chunk(p, plan, i);
+            const IndexSelectParams c = list_chunk(p, plan, i);
             ASSERT_GE(c.batch, 1);
             ASSERT_GE(c.queries, 1);
             ASSERT_TRUE(c.batch == 1 || c.queries == queries);
             const int64_t token = c.statistic - p.statistic, first = token % queries;
             EXPECT_EQ(first % tile, 0);
             // Only the first chunk of a sequence, with the fewest keys, may be small.
-            if (i % plan.chunks_of_sequence > 0) EXPECT_GT(c.queries, plan.queries - tile);
+            if (i % plan.chunks_of_sequence > 0) {
+              EXPECT_GT(c.queries, plan.queries - tile);
+            }
             EXPECT_EQ(c.keys - c.queries, first + 100);  // the first query's position
             EXPECT_EQ(c.counts - p.counts, token / queries * rows + first / tile);
             EXPECT_EQ(c.head_weight - p.head_weight, 4 * token);
             EXPECT_EQ(static_cast<const char*>(c.index_query) - query.data(), token * 4 * 64 * 2);
             EXPECT_EQ(static_cast<const char*>(c.index_key) - keys.data(), token / queries * p.keys * 64 * 2);
             for (int64_t t = 0; t < c.batch * c.queries; ++t) ++seen[token + t];
-            EXPECT_LE(shared_space(c, plan.merged).bytes, bytes);
+            EXPECT_LE(list_space(c, plan.merged).bytes, bytes);
           }
           EXPECT_TRUE(std::all_of(seen.begin(), seen.end(), [](int times) { return times == 1; }));
         }
 }
 
+TEST(IndexSelectPlan, ListsAreKeptWhereOneOrTwoChunksHoldThem) {
+  const ListLimits limits;
+  for (const int64_t length : {1000, 8192, 16384, 25000, 25001, 131072}) {
+    IndexSelectParams p = shared_problem(1, length, length, 2048, 1);
+    EXPECT_EQ(keeps_lists(p, limits), length <= 25000);
+    if (!keeps_lists(p, limits)) continue;
+    const ListPlan plan = plan_lists(p, 132);
+    EXPECT_LE(plan.chunks, length <= 16384 ? 1 : 2);
+    EXPECT_EQ(plan.merged, 0);
+    p.budget = SelectBudget::kEntropy;  // more than two sums
+    EXPECT_FALSE(keeps_lists(p, limits));
+    p.query_tile = 64;
+    EXPECT_TRUE(keeps_lists(p, limits));
+  }
+}
+
 TEST(IndexSelectPlan, SharedWorkspaceStaysWithinItsLimitAndFillsTheChip) {
-  const SharedLimits limits;
+  const ListLimits limits;
   for (const int k : {256, 1024, 2048}) {
     const IndexSelectParams p = shared_problem(1, 131072, 131072, k, 64);
-    const SharedPlan plan = plan_shared(p, 132);
-    EXPECT_LE(shared_workspace_bytes(p, plan), limits.workspace + (size_t{8} << 20));
+    const ListPlan plan = plan_lists(p, 132);
+    EXPECT_LE(list_workspace_bytes(p, plan), limits.workspace + (size_t{8} << 20));
     EXPECT_GE(plan.queries, 132 * 96 - 64);
   }
   const IndexSelectParams small = shared_problem(2, 512, 512, 256, 64);
-  EXPECT_EQ(plan_shared(small, 132).chunks, 1);
-  EXPECT_LE(plan_shared(small, 132).window, 2 * kMergeStep);
+  EXPECT_EQ(plan_lists(small, 132).chunks, 1);
+  EXPECT_LE(plan_lists(small, 132).window, 2 * kMergeStep);
 }
 
 }  // namespace

@@ -61,13 +61,14 @@ bool index_select_sm90_takes(const IndexSelectParams& p) {
          list_capacity(p) <= kMaxList;
 }
 
-size_t index_select_sm90_workspace(const IndexSelectParams& p) {
+size_t index_select_sm90_workspace(const IndexSelectParams& p, const fused_select::ListLimits& limits) {
   using namespace fused_select;
-  if (p.query_tile > 1) return shared_workspace_bytes(p, plan_shared(p, multiprocessors()));
+  if (keeps_lists(p, limits)) return list_workspace_bytes(p, plan_lists(p, multiprocessors(), limits));
   return workspace_bytes(p, multiprocessors());
 }
 
-cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t stream) {
+cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t stream,
+                                     const fused_select::ListLimits& limits) {
   using namespace fused_select;
   if (!index_select_sm90_takes(p)) return cudaErrorInvalidValue;
   const cudaError_t error = cudaMemsetAsync(p.workspace, 0, kHeaderBytes, stream);
@@ -76,7 +77,7 @@ cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t st
                                           static_cast<const uint4*>(p.index_key),
                                           p.batch * p.keys * p.dim / 8, static_cast<Header*>(p.workspace));
   if (looked != cudaSuccess) return looked;
-  return p.query_tile > 1 ? launch_shared(p, SharedLimits{}, stream) : launch_stream(p, stream);
+  return keeps_lists(p, limits) ? launch_kept(p, limits, stream) : launch_stream(p, stream);
 }
 
 }  // namespace gsa

@@ -14,12 +14,15 @@ namespace gsa {
 // k_max) up to 2^23 entries.
 bool index_select_sm90_takes(const IndexSelectParams& params);
 
-// Bytes that params.workspace must hold on the current device; the contents do not matter.
-size_t index_select_sm90_workspace(const IndexSelectParams& params);
+// Bytes that params.workspace must hold on the current device; the contents do not matter. Tests give limits
+// of their own: small chunks and windows, the way rows are finished.
+size_t index_select_sm90_workspace(const IndexSelectParams& params,
+                                   const fused_select::ListLimits& limits = {});
 
 // Fills indices, counts and statistic. Asynchronous on `stream`; cudaErrorInvalidValue for problems it does
 // not take.
-cudaError_t launch_index_select_sm90(const IndexSelectParams& params, cudaStream_t stream);
+cudaError_t launch_index_select_sm90(const IndexSelectParams& params, cudaStream_t stream,
+                                     const fused_select::ListLimits& limits = {});
 
 namespace fused_select {
 
@@ -37,9 +40,9 @@ cudaError_t launch_softmax(const IndexSelectParams& params, cudaStream_t stream)
 // The one of these that the problem wants.
 cudaError_t launch_stream(const IndexSelectParams& params, cudaStream_t stream);
 
-// Shared rows, after the workspace's header is ready, chunk by chunk (index_select_shared_sm90.cu). The
-// workspace holds shared_workspace_bytes for the plan of the same limits.
-cudaError_t launch_shared(const IndexSelectParams& params, const SharedLimits& limits, cudaStream_t stream);
+// Rows whose lists are kept, after the workspace's header is ready, chunk by chunk
+// (index_select_kept_sm90.cu). The workspace holds list_workspace_bytes for the plan of the same limits.
+cudaError_t launch_kept(const IndexSelectParams& params, const ListLimits& limits, cudaStream_t stream);
 
 }  // namespace fused_select
 }  // namespace gsa

@@ -120,12 +120,13 @@ struct TileNotes {
   size_t overflow;  // [1 + tiles] int32
   size_t redo;      // [1 + tiles]
   size_t redone;    // [tiles]
+  size_t taken;     // [1], a counter
   size_t bytes;
 };
 
 constexpr TileNotes place_notes(int64_t tiles) {
   const size_t list = size_t(tiles + 1) * 4;
-  return {0, list, 2 * list, 2 * list + size_t(tiles) * 4};
+  return {0, list, 2 * list, 3 * list - 4, 3 * list};
 }
 
 struct WalkWorkspace {

@@ -165,20 +165,28 @@ __device__ __forceinline__ void issue_values(RowSet<E>& set, const Block& block,
 
 // Copies the warpgroup's 64 query rows into swizzled shared memory, spare rows as zeros.
 template <int E>
-__device__ void load_queries(const Job& job, const Tile& tile, int row_set, unsigned char* target) {
+__device__ __forceinline__ void load_queries(const Job& job, const Tile& tile, int row_set,
+                                             unsigned char* target) {
   const SparseAttentionParams& p = job.p;
   const auto* query = static_cast<const __nv_bfloat16*>(p.query) + tile.batch * p.query_stride[0];
   const int group = p.heads / p.kv_heads, log2 = job.packing.padded_log2;
-  for (int i = threadIdx.x % 128; i < 64 * (E / 8); i += 128) {
-    const int row = i / (E / 8), chunk = i % (E / 8);
+  constexpr int kPieces = 64 * (E / 8) / 128;
+  uint4 pieces[kPieces];  // all in flight together
+#pragma unroll
+  for (int k = 0; k < kPieces; ++k) {
+    const int i = threadIdx.x % 128 + k * 128, row = i / (E / 8), chunk = i % (E / 8);
     const int t = tile.first_query + row_set * (64 >> log2) + (row >> log2), h = row & ((1 << log2) - 1);
-    uint4 piece = make_uint4(0, 0, 0, 0);
+    pieces[k] = make_uint4(0, 0, 0, 0);
     if (t < p.queries && h < group) {
-      piece = *reinterpret_cast<const uint4*>(query + t * p.query_stride[1] +
-                                              (tile.kv_head * group + h) * p.query_stride[2] + chunk * 8);
+      pieces[k] = *reinterpret_cast<const uint4*>(query + t * p.query_stride[1] +
+                                                  (tile.kv_head * group + h) * p.query_stride[2] + chunk * 8);
     }
+  }
+#pragma unroll
+  for (int k = 0; k < kPieces; ++k) {
+    const int i = threadIdx.x % 128 + k * 128, row = i / (E / 8), chunk = i % (E / 8);
     *reinterpret_cast<uint4*>(target + (chunk / 8) * Stages<E>::kPanelBytes +
-                              cuda::swizzle_128b(row, chunk % 8)) = piece;
+                              cuda::swizzle_128b(row, chunk % 8)) = pieces[k];
   }
   cuda::fence_async_proxy();
 }

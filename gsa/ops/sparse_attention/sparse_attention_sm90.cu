@@ -27,66 +27,42 @@ constexpr int attend_registers(int sets) {
 constexpr int threads(int sets) {
   return 128 * (1 + (sets == 1 ? 3 : 2));
 }
-constexpr int kTurnTries = 40;
 constexpr float kLog2e = 1.4426950408889634f;
 
-// Only one warpgroup at a time should issue products, so that the softmax of the one runs beside the products
-// of the other. A hint, not a lock: after a while a warpgroup goes on without its turn.
-__device__ __forceinline__ void take_turn(int* turn, int warpgroup) {
-  if (threadIdx.x % 128 == 0) {
-    for (int tries = 0; tries < kTurnTries && atomicCAS_block(turn, 0, 1) != 0; ++tries) continue;
-  }
-  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
-}
-
-__device__ __forceinline__ void give_turn(int* turn) {
-  if (threadIdx.x % 128 == 0) atomicExch_block(turn, 0);
-}
-
-// Whether it is so for all threads of the warpgroup, whose products are issued together.
-__device__ __forceinline__ bool warpgroup_all(int warpgroup, bool x) {
-  uint32_t all;
-  asm volatile(
-      "{\n"
-      ".reg .pred mine, all;\n"
-      "setp.ne.u32 mine, %1, 0;\n"
-      "barrier.cta.red.and.pred all, %2, 128, mine;\n"
-      "selp.u32 %0, 1, 0, all;\n"
-      "}\n"
-      : "=r"(all)
-      : "r"(uint32_t(x)), "r"(warpgroup + 1)
-      : "memory");
-  return all != 0;
-}
-
-// One set of rows along a walk. Its products come in pairs, O += P V and the next block's scores; beside them
-// it looks for the block after, and reads its masks.
+// One set of rows along a walk. Its products come in pairs, O += P V and the next block's scores. All warps
+// of the warpgroup issue them together, so what decides between products is the same for all: where the next
+// block lies, not whether a warp has seen it arrive.
 template <int E>
-__device__ __forceinline__ void attend_walk(RowSet<E>& set, Reader<E, false>& reader, const Rows& rows,
-                                            const Visits& visits, int warpgroup) {
+__device__ __forceinline__ void attend_walk(RowSet<E>& set, Reader<E>& reader, const Rows& rows,
+                                            const Visits& visits, int blocks) {
   constexpr int kCount = Stages<E>::kCount;
-  int place = visits.first();
-  reader.free_before(place);
-  if (place >= reader.blocks) return;
+  if (blocks == 0) return;
+  const int first = reader.freed, end = first + blocks;
+  reader.wait(first);
+  int place = visits.first(first, reader.open(first).masks);
+  reader.free_before(min(place, end));
+  if (place >= end) return;
   float s[32];
   reader.wait(place);
   Block block = reader.open(place);
   start_scores(s, load_masks(block.masks, rows));
   issue_scores<true>(set, block, s);
-  int next = 0;
-  bool at_hand = false;
+  int next = visits.after(place, block.masks);
+  bool arrived = false;
   Block following = block;
   uint32_t masks = 0;
+  int after = 0;
   const auto open_next = [&] {
     following = reader.open(next);
     masks = load_masks(following.masks, rows);
+    after = visits.after(next, following.masks);
   };
+  // The stage of a block that lies further on comes free only when the present one is done.
+  const auto near = [&] { return next < min(end, place + kCount); };
+  // Beside the products, where the next block is there already.
   const auto look_ahead = [&] {
-    next = visits.after(place, block.masks);
-    // The stage of a block that lies further on comes free only when this one is done.
-    const bool arrived = next < min(reader.blocks, place + kCount) && reader.filled(next);
-    at_hand = warpgroup_all(warpgroup, arrived);
-    if (at_hand) open_next();
+    arrived = __all_sync(0xffffffffu, near() && reader.filled(next));
+    if (arrived) open_next();
   };
   look_ahead();
   cuda::wgmma_wait<0>();
@@ -100,7 +76,11 @@ __device__ __forceinline__ void attend_walk(RowSet<E>& set, Reader<E, false>& re
       exponentials(set.softmax, s, p, sums, rows.scale_log2);
     }
     set.softmax.sum[0] += sums[0], set.softmax.sum[1] += sums[1];
-    if (at_hand) {
+    if (near()) {
+      if (!arrived) {
+        reader.wait(next);
+        open_next();
+      }
       // No branch up to the wait for the first of two products, or the compiler serialises all of them.
       issue_values(set, block, p);
       start_scores(s, masks);
@@ -112,7 +92,7 @@ __device__ __forceinline__ void attend_walk(RowSet<E>& set, Reader<E, false>& re
       issue_values(set, block, p);
       cuda::wgmma_wait<0>();
       cuda::wgmma_pin(set.o);
-      if (next >= reader.blocks) break;
+      if (next >= end) break;
       reader.free_before(next);
       reader.wait(next);
       open_next();
@@ -121,6 +101,7 @@ __device__ __forceinline__ void attend_walk(RowSet<E>& set, Reader<E, false>& re
     }
     block = following;
     place = next;
+    next = after;
     look_ahead();
     cuda::wgmma_wait<0>();
   }
@@ -128,17 +109,18 @@ __device__ __forceinline__ void attend_walk(RowSet<E>& set, Reader<E, false>& re
 
 // The sets of a warpgroup along a shared row.
 template <int E, int kSets>
-__device__ __forceinline__ void attend_row(RowSet<E> (&sets)[kSets], Reader<E, true>& reader,
-                                           const Rows& rows, int warpgroup, int* turn) {
-  if (reader.blocks == 0) return;
+__device__ __forceinline__ void attend_row(RowSet<E> (&sets)[kSets], Reader<E>& reader, const Rows& rows,
+                                           int blocks, int keys, int warpgroup, int* turn) {
+  if (blocks == 0) return;
+  const int end = reader.freed + blocks;
   float s[kSets][32];
-  reader.wait(0);
-  Block block = reader.open(0);
+  reader.wait(reader.freed);
+  Block block = reader.open(reader.freed);
 #pragma unroll
   for (int k = 0; k < kSets; ++k) issue_scores<false>(sets[k], block, s[k]);
   cuda::wgmma_wait<0>();
-  for (int next = 1;; ++next) {
-    const bool more = next < reader.blocks;
+  for (int next = reader.freed + 1;; ++next, keys -= kBlockKeys) {
+    const bool more = next < end;
     const bool at_hand = __all_sync(0xffffffffu, more && reader.filled(next));
     Block following = block;
     if (at_hand) following = reader.open(next);
@@ -149,7 +131,7 @@ __device__ __forceinline__ void attend_row(RowSet<E> (&sets)[kSets], Reader<E, t
 #pragma unroll
       for (int k = 0; k < kSets; ++k) {
         cuda::wgmma_pin(s[k]);
-        mask_future(s[k], reinterpret_cast<const int32_t*>(block.masks), block.keys, sets[k].index, rows);
+        mask_future(s[k], reinterpret_cast<const int32_t*>(block.masks), keys, sets[k].index, rows);
         if (raise) raise_maximum(sets[k], s[k], rows.scale_log2);
         exponentials(sets[k].softmax, s[k], p[k], sums[k], rows.scale_log2);
         low &= !too_high(sums[k]);
@@ -190,12 +172,11 @@ __device__ __forceinline__ void attend_row(RowSet<E> (&sets)[kSets], Reader<E, t
   }
 }
 
+// One warpgroup's sets of a tile, from queries to outputs.
 template <int E, bool kSharedRow, int kSets>
-__device__ void attend(const Job& job, const Tile& tile, unsigned char* memory, uint64_t* full,
-                       uint64_t* empty) {
+__device__ __forceinline__ void attend(const Job& job, const Tile& tile, unsigned char* memory,
+                                       Reader<E>& reader, int warpgroup) {
   using Layout = Stages<E>;
-  // Uniform over the warp, which the compiler cannot see by itself.
-  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0) - 1;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, log2 = job.packing.padded_log2;
   RowSet<E> sets[kSets];
   unsigned char* queries[kSets];
@@ -209,7 +190,7 @@ __device__ void attend(const Job& job, const Tile& tile, unsigned char* memory, 
 #pragma unroll
     for (int i = 0; i < E / 2; ++i) sets[k].o[i] = 0;
   }
-  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+  sync_warpgroup(warpgroup);
   Rows rows{(warp * 16 + lane / 4) >> log2,
             8 >> log2,
             64 >> log2,
@@ -219,58 +200,76 @@ __device__ void attend(const Job& job, const Tile& tile, unsigned char* memory, 
   rows.mask = (rows.first_of(sets[0].index) + rows.query) * 8 + lane % 4 * 2;
   // Opaque: the compiler would work them out again for every block.
   asm volatile("" : "+r"(rows.mask), "+r"(rows.next));
-  Reader<E, kSharedRow> reader{memory, full, empty, tile.blocks, tile.keys};
+  const int end = reader.freed + tile.blocks;
   if constexpr (kSharedRow) {
-    attend_row(sets, reader, rows, warpgroup, reinterpret_cast<int*>(memory + Layout::kTurn));
+    int* turn = reinterpret_cast<int*>(memory + Layout::kTurn);
+    attend_row(sets, reader, rows, tile.blocks, tile.keys, warpgroup, turn);
   } else {
-    const uint64_t* masks =
-        job.walks.masks + int64_t(tile.row) * (job.walks.capacity / kBlockKeys) * kMaskWords;
     const int first = rows.first_of(sets[0].index);
-    const Visits visits{masks, rows.queries_of(sets[0].index),
-                        (kBlockKeys + 1) * static_cast<int>(sizeof(uint64_t)) + first / 16, tile.blocks};
-    attend_walk(sets[0], reader, rows, visits, warpgroup);
+    const Visits visits{rows.queries_of(sets[0].index),
+                        (kBlockKeys + 1) * static_cast<int>(sizeof(uint64_t)) + first / 16};
+    attend_walk(sets[0], reader, rows, visits, tile.blocks);
   }
-  reader.free_before(tile.blocks);
+  reader.free_before(end);
   // The rows leave through the shared memory of the queries: no product may read those any more.
-  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+  sync_warpgroup(warpgroup);
 #pragma unroll
   for (int k = 0; k < kSets; ++k) store_rows(job, tile, sets[k], queries[k]);
 }
 
+// Thread blocks stay and take tile after tile, so that the gather of the next one runs beside the end of the
+// one before, and a warpgroup that is done goes on without the others.
 template <int E, bool kSharedRow, int kSets>
 __global__ void __launch_bounds__(threads(kSets), 1) attend_tiles(const __grid_constant__ Job job) {
   using Layout = Stages<E>;
   extern __shared__ __align__(1024) unsigned char memory[];
   uint64_t* full = reinterpret_cast<uint64_t*>(memory + Layout::kBarriers);
   uint64_t* empty = full + Layout::kCount;
-  Tile tile;
-  if (!locate<kSharedRow>(job, tile)) return;
+  Work work{reinterpret_cast<Work::Shared*>(memory + Layout::kWork), job.walks.taken};
+  const int items = count_items<kSharedRow>(job);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Layout::kCount; ++i) {
       cuda::mbarrier_init(&full[i], 128);
       cuda::mbarrier_init(&empty[i], 128 * job.packing.warpgroups);
     }
+    Work::start(work.shared);
     *reinterpret_cast<int*>(memory + Layout::kTurn) = 0;
     cuda::mbarrier_init_fence();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
     cuda::release_registers<gather_registers(kSets)>();
-    gather<E, kSharedRow>(job, tile, memory, full, empty);
+    cuda::RingPosition<Layout::kCount> ring;
+    for (int item = blockIdx.x; item < items; item = work.next()) {
+      gather<E, kSharedRow>(job, locate<kSharedRow>(job, item, items), memory, full, empty, ring);
+      if (threadIdx.x == 0) work.take();
+      __syncwarp();
+    }
   } else {
     cuda::acquire_registers<attend_registers(kSets)>();
-    attend<E, kSharedRow, kSets>(job, tile, memory, full, empty);
+    // Uniform over the warp, which the compiler cannot see by itself.
+    const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0) - 1;
+    Reader<E> reader{memory, full, empty};
+    for (int item = blockIdx.x; item < items; item = work.next()) {
+      attend<E, kSharedRow, kSets>(job, locate<kSharedRow>(job, item, items), memory, reader, warpgroup);
+      sync_warpgroup(warpgroup);  // the next queries take the place of the rows that left
+    }
   }
 }
 
 template <int E, bool kSharedRow, int kSets>
 cudaError_t launch_kernel(const Job& job, cudaStream_t stream) {
   const auto kernel = attend_tiles<E, kSharedRow, kSets>;
-  const cudaError_t error =
+  int device = 0, multiprocessors = 0;
+  cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Stages<E>::kBytes);
+  if (error == cudaSuccess) error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  const int64_t grid = int64_t(job.tiles) * job.packing.parts * job.p.kv_heads;
-  kernel<<<static_cast<unsigned>(grid), 128 * (1 + job.packing.warpgroups), Stages<E>::kBytes, stream>>>(job);
+  const int64_t items = int64_t(job.tiles) * job.packing.parts * job.p.kv_heads;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, multiprocessors));
+  kernel<<<blocks, 128 * (1 + job.packing.warpgroups), Stages<E>::kBytes, stream>>>(job);
   return cudaGetLastError();
 }
 
@@ -300,6 +299,7 @@ Walks place_walks(const WalkWorkspace& w, const WalkRound& round, void* workspac
           reinterpret_cast<int32_t*>(base + w.notes.overflow),
           reinterpret_cast<int32_t*>(base + w.notes.redo),
           reinterpret_cast<int32_t*>(base + w.notes.redone),
+          reinterpret_cast<int32_t*>(base + w.notes.taken),
           reinterpret_cast<int32_t*>(base + round.scratch_keys),
           reinterpret_cast<uint64_t*>(base + round.scratch_masks),
           round.capacity,

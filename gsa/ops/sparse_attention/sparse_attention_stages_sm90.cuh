@@ -26,11 +26,50 @@ struct Stages {
   static constexpr int kRing = kMaxSets * kTileBytes;  // after the queries
   static constexpr int kMasks = kRing + kCount * 2 * kTileBytes;
   static constexpr int kBarriers = kMasks + kCount * kMaskBytes;
-  static constexpr int kTurn = kBarriers + 2 * kCount * 8;
+  static constexpr int kWork = kBarriers + 2 * kCount * 8;
+  static constexpr int kTurn = kWork + 24;
   static constexpr int kBytes = kTurn + 8;
 };
 
-// What a thread block works on.
+// What is the same in a warp, so that the compiler sees it.
+__device__ __forceinline__ int uniform(int x) {
+  return __shfl_sync(0xffffffffu, x, 0);
+}
+
+// Which tile a thread block takes after which: the first by its number, the others as they come, so that none
+// idles while tiles are left. When a tile's keys are gathered, one thread takes the next from a counter in
+// global memory, and leaves its number here for all threads to read once.
+struct Work {
+  struct Shared {
+    uint64_t full, empty;
+    int item;
+  };
+  Shared* shared;
+  int32_t* counter;
+  uint32_t parity = 0;
+
+  __device__ static void start(Shared* shared) {
+    cuda::mbarrier_init(&shared->full, 1);
+    cuda::mbarrier_init(&shared->empty, blockDim.x);
+  }
+
+  __device__ void take() const {
+    const int item = static_cast<int>(gridDim.x) + atomicAdd(counter, 1);
+    cuda::mbarrier_wait(&shared->empty, parity ^ 1);
+    shared->item = item;
+    cuda::mbarrier_arrive(&shared->full);
+  }
+
+  __device__ int next() {
+    cuda::mbarrier_wait(&shared->full, parity);
+    const int item = *static_cast<volatile int*>(&shared->item);
+    cuda::mbarrier_arrive(&shared->empty);
+    parity ^= 1;
+    return uniform(item);
+  }
+};
+
+// One head group of one tile (or a part of it).
 struct Tile {
   int batch, first_query, kv_head, part;
   int index;   // among all tiles
@@ -39,17 +78,24 @@ struct Tile {
   int keys;    // of a shared row
 };
 
-// False where the thread block has no tile.
+// How many items there are to work on: head groups (or parts) of this launch's tiles.
 template <bool kSharedRow>
-__device__ bool locate(const Job& job, Tile& tile) {
+__device__ int count_items(const Job& job) {
+  int tiles = job.tiles;
+  if (!kSharedRow && job.walks.long_walks) tiles = min(tiles, job.walks.overflow[0] - job.first);
+  return tiles * job.packing.parts * job.p.kv_heads;
+}
+
+template <bool kSharedRow>
+__device__ Tile locate(const Job& job, int item, int items) {
   const SparseAttentionParams& p = job.p;
-  const int blocks_per_tile = job.packing.parts * p.kv_heads;
+  Tile tile;
   // Last tiles first: they have the most keys, and the short ones fill the end.
-  tile.row = job.tiles - 1 - static_cast<int>(blockIdx.x) / blocks_per_tile;
+  const int per_tile = job.packing.parts * p.kv_heads;
+  tile.row = (items - 1 - item) / per_tile;
   tile.index = kSharedRow ? tile.row : tile_at(job.walks, job.first + tile.row);
-  if (tile.index < 0) return false;
-  tile.part = static_cast<int>(blockIdx.x) % blocks_per_tile % job.packing.parts;
-  tile.kv_head = static_cast<int>(blockIdx.x) % blocks_per_tile / job.packing.parts;
+  tile.part = item % per_tile % job.packing.parts;
+  tile.kv_head = item % per_tile / job.packing.parts;
   const int per_batch = tiles_of(p.queries, job.packing.queries);
   tile.batch = tile.index / per_batch;
   tile.first_query = tile.index % per_batch * job.packing.queries;
@@ -58,9 +104,9 @@ __device__ bool locate(const Job& job, Tile& tile) {
     tile.keys = min(p.counts[tile.row], p.capacity);
     tile.blocks = (tile.keys + kBlockKeys - 1) / kBlockKeys;
   } else {
-    tile.blocks = job.walks.blocks[tile.row];
+    tile.blocks = uniform(job.walks.blocks[tile.row]);
   }
-  return true;
+  return tile;
 }
 
 // Descriptors differ in their low word only.
@@ -76,8 +122,42 @@ __device__ __forceinline__ uint64_t whole(uint32_t descriptor) {
 struct Block {
   uint32_t key, value;         // descriptors
   const unsigned char* masks;  // masks of a walk, or the keys of a shared row
-  int keys;                    // of a shared row: how many are left
 };
+
+__device__ __forceinline__ void sync_warpgroup(int warpgroup) {
+  asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
+}
+
+inline constexpr int kTurnTries = 40;
+
+// Only one warpgroup at a time should issue products, so that the softmax of the one runs beside the products
+// of the other. A hint, not a lock: after a while a warpgroup goes on without its turn.
+__device__ __forceinline__ void take_turn(int* turn, int warpgroup) {
+  if (threadIdx.x % 128 == 0) {
+    for (int tries = 0; tries < kTurnTries && atomicCAS_block(turn, 0, 1) != 0; ++tries) continue;
+  }
+  sync_warpgroup(warpgroup);
+}
+
+__device__ __forceinline__ void give_turn(int* turn) {
+  if (threadIdx.x % 128 == 0) atomicExch_block(turn, 0);
+}
+
+// Whether it is so for all threads of the warpgroup, whose products are issued together.
+__device__ __forceinline__ bool warpgroup_all(int warpgroup, bool x) {
+  uint32_t all;
+  asm volatile(
+      "{\n"
+      ".reg .pred mine, all;\n"
+      "setp.ne.u32 mine, %1, 0;\n"
+      "barrier.cta.red.and.pred all, %2, 128, mine;\n"
+      "selp.u32 %0, 1, 0, all;\n"
+      "}\n"
+      : "=r"(all)
+      : "r"(uint32_t(x)), "r"(warpgroup + 1)
+      : "memory");
+  return all != 0;
+}
 
 // Which of a walk's block of keys lies in a row of its stage. A thread holds columns 2 c + 8 j, + 1 of a
 // product (c its lane modulo 4): these are keys 16 c + 2 j, + 1, so that it needs 16 bits in a row of a mask.
@@ -85,13 +165,24 @@ __device__ __forceinline__ int place_of(int row) {
   return row / 2 % 4 * 16 + row / 8 * 2 + row % 2;
 }
 
+// In one instruction, which the compiler does not find.
+__device__ __forceinline__ const unsigned char* row_at(const unsigned char* base, uint32_t row,
+                                                       uint32_t bytes) {
+  const unsigned char* at;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(at) : "r"(row), "r"(bytes), "l"(base));
+  return at;
+}
+
 template <int E, bool kSharedRow>
 __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, uint64_t* full,
-                       uint64_t* empty) {
+                       uint64_t* empty, cuda::RingPosition<Stages<E>::kCount>& ring) {
   using Layout = Stages<E>;
   constexpr int kChunks = E / 8, kRowsAtOnce = 128 / kChunks, kPasses = kBlockKeys / kRowsAtOnce;
   const SparseAttentionParams& p = job.p;
-  const int thread = threadIdx.x % 128, lane = thread % 32;
+  int thread = threadIdx.x % 128;
+  // Opaque: the compiler would keep all that follows from it in registers from tile to tile.
+  asm volatile("" : "+r"(thread));
+  const int lane = thread % 32;
   const int row = thread / kChunks, chunk = thread % kChunks;
   const auto* key = static_cast<const unsigned char*>(p.key) +
                     2 * (tile.batch * p.key_stride[0] + tile.kv_head * p.key_stride[2] + chunk * 8);
@@ -118,7 +209,6 @@ __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, 
   const auto read_key = [&](int block) -> uint32_t { return list[min(block * kBlockKeys + my_key, last)]; };
 
   if (tile.blocks == 0) return;
-  cuda::RingPosition<Layout::kCount> ring;
   uint32_t next = read_key(0);
   for (int block = 0; block < tile.blocks; ++block, ring.advance()) {
     const uint32_t mine = next;
@@ -127,10 +217,10 @@ __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, 
     const uint32_t stage = target + ring.slot * 2 * Layout::kTileBytes;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const uint64_t from = __shfl_sync(0xffffffffu, mine, row % kRowsOfWarp + pass * kRowsOfWarp);
+      const uint32_t from = __shfl_sync(0xffffffffu, mine, row % kRowsOfWarp + pass * kRowsOfWarp);
       const uint32_t to = stage + pass * kRowsAtOnce * 128;
-      cuda::cp_async_16(to, key + from * key_bytes);
-      cuda::cp_async_16(to + Layout::kTileBytes, value + from * value_bytes);
+      cuda::cp_async_16(to, row_at(key, from, key_bytes));
+      cuda::cp_async_16(to + Layout::kTileBytes, row_at(value, from, value_bytes));
     }
     const uint32_t mask_stage = mask_target + ring.slot * Layout::kMaskBytes;
     if constexpr (kSharedRow) {
@@ -144,14 +234,13 @@ __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, 
   }
 }
 
-// The ring as a warpgroup reads it: blocks by number, freed in order.
-template <int E, bool kSharedRow>
+// The ring as a warpgroup reads it: the blocks of all its tiles by number, freed in order.
+template <int E>
 struct Reader {
   using Layout = Stages<E>;
   const unsigned char* memory;
   uint64_t *full, *empty;
-  int blocks, keys;
-  int freed = 0;
+  int freed = 0;  // between tiles: the number of the next one's first block
 
   // Whether a block has arrived. Its stage must not hold an earlier one that is still needed.
   __device__ __forceinline__ bool filled(int block) const {
@@ -168,8 +257,7 @@ struct Reader {
     cuda::fence_async_proxy();
     const uint32_t key =
         descriptor_low<E>(cuda::shared_address(memory) + Layout::kRing + slot * 2 * Layout::kTileBytes);
-    return {key, key + (Layout::kTileBytes >> 4), memory + Layout::kMasks + slot * Layout::kMaskBytes,
-            keys - block * kBlockKeys};
+    return {key, key + (Layout::kTileBytes >> 4), memory + Layout::kMasks + slot * Layout::kMaskBytes};
   }
 
   // Gives back the stages of all blocks before `block`, where that has arrived and so have they: a stage may
@@ -189,21 +277,17 @@ struct Reader {
   }
 };
 
-// Which blocks of a walk a set of rows visits.
+// Which blocks of a walk a set of rows visits, by the masks in their stages.
 struct Visits {
-  const uint64_t* masks;  // of the walk, in global memory
-  uint64_t queries;       // of the set
-  int distance;           // where the masks of a block have that to the set's next one, in bytes
-  int blocks;
+  uint64_t queries;  // of the set
+  int distance;      // where the masks of a block have that to the set's next one, in bytes
 
-  // `blocks` where there is none.
-  __device__ int first() const {
-    int block = 0;
-    while (block < blocks && (masks[block * kMaskWords + kBlockKeys] & queries) == 0) ++block;
-    return block;
+  __device__ __forceinline__ int first(int block, const unsigned char* stage) const {
+    const uint64_t wanted = *reinterpret_cast<const uint64_t*>(stage + kBlockKeys * sizeof(uint64_t));
+    return (wanted & queries) != 0 ? block : after(block, stage);
   }
 
-  // The one after `block`, given the masks of its stage.
+  // The one after `block`; past the walk where there is none.
   __device__ __forceinline__ int after(int block, const unsigned char* stage) const {
     return block + stage[distance];
   }

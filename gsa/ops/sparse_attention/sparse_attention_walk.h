@@ -15,6 +15,7 @@ struct Walks {
   int32_t* overflow;        // list of the tiles with more keys than a usual walk holds: how many, then which
   int32_t* redo;            // list of the tiles that the generic kernel attends again
   int32_t* redone;          // [all tiles], nonzero where the tile is in that list
+  int32_t* taken;           // items of this round that thread blocks took after their first
   int32_t* scratch_keys;    // [builders, segment]
   uint64_t* scratch_masks;  // [builders, segment]
   int capacity;

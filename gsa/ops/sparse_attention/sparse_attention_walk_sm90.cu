@@ -269,6 +269,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     build_walks(SparseAttentionParams p, Walks walks, Packing packing, int first, int tiles) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *walks.taken = 0;
   const int tile_queries = packing.queries, tiles_per_batch = tiles_of(p.queries, tile_queries);
   int32_t* found_keys = walks.scratch_keys + int64_t(blockIdx.x) * walks.segment;
   uint64_t* found_masks = walks.scratch_masks + int64_t(blockIdx.x) * walks.segment;

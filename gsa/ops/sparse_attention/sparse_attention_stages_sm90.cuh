@@ -165,14 +165,6 @@ __device__ __forceinline__ int place_of(int row) {
   return row / 2 % 4 * 16 + row / 8 * 2 + row % 2;
 }
 
-// In one instruction, which the compiler does not find.
-__device__ __forceinline__ const unsigned char* row_at(const unsigned char* base, uint32_t row,
-                                                       uint32_t bytes) {
-  const unsigned char* at;
-  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(at) : "r"(row), "r"(bytes), "l"(base));
-  return at;
-}
-
 template <int E, bool kSharedRow>
 __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, uint64_t* full,
                        uint64_t* empty, cuda::RingPosition<Stages<E>::kCount>& ring) {
@@ -188,10 +180,10 @@ __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, 
                     2 * (tile.batch * p.key_stride[0] + tile.kv_head * p.key_stride[2] + chunk * 8);
   const auto* value = static_cast<const unsigned char*>(p.value) +
                       2 * (tile.batch * p.value_stride[0] + tile.kv_head * p.value_stride[2] + chunk * 8);
+  uint32_t key_bytes = static_cast<uint32_t>(2 * p.key_stride[1]);
+  uint32_t value_bytes = static_cast<uint32_t>(2 * p.value_stride[1]);
   // Opaque: the compiler would add their parts again for every row.
-  asm volatile("" : "+l"(key), "+l"(value));
-  const uint32_t key_bytes = static_cast<uint32_t>(2 * p.key_stride[1]);
-  const uint32_t value_bytes = static_cast<uint32_t>(2 * p.value_stride[1]);
+  asm volatile("" : "+l"(key), "+l"(value), "+r"(key_bytes), "+r"(value_bytes));
   const int32_t* list = kSharedRow ? p.indices + int64_t(tile.row) * p.capacity
                                    : job.walks.keys + int64_t(tile.row) * job.walks.capacity;
   const uint64_t* masks =
@@ -217,10 +209,10 @@ __device__ void gather(const Job& job, const Tile& tile, unsigned char* memory, 
     const uint32_t stage = target + ring.slot * 2 * Layout::kTileBytes;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const uint32_t from = __shfl_sync(0xffffffffu, mine, row % kRowsOfWarp + pass * kRowsOfWarp);
+      const uint64_t from = __shfl_sync(0xffffffffu, mine, row % kRowsOfWarp + pass * kRowsOfWarp);
       const uint32_t to = stage + pass * kRowsAtOnce * 128;
-      cuda::cp_async_16(to, row_at(key, from, key_bytes));
-      cuda::cp_async_16(to + Layout::kTileBytes, row_at(value, from, value_bytes));
+      cuda::cp_async_16(to, key + from * key_bytes);
+      cuda::cp_async_16(to + Layout::kTileBytes, value + from * value_bytes);
     }
     const uint32_t mask_stage = mask_target + ring.slot * Layout::kMaskBytes;
     if constexpr (kSharedRow) {

@@ -1,5 +1,5 @@
-// Sparse attention forward on Hopper. A thread block attends 48 or 64 neighbouring queries with the heads of
-// one group. The keys that the tile visits, in blocks of 64, are its walk.
+// Sparse attention forward on Hopper. A thread block attends tile after tile: 48 or 64 neighbouring queries
+// with the heads of one group. The keys that the tile visits, in blocks of 64, are its walk.
 //
 //   warpgroup 0     gathers: copies each block's 64 rows of K and of V, wherever they lie, into a ring of
 //                   stages (cp.async; an mbarrier tells when a stage is full)

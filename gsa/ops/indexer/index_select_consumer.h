@@ -190,6 +190,11 @@ struct Consumer {
     notes.skipped = 0;
     row.sum = row.squares = 0;
     if constexpr (S::kSoftmax) row.forget();
+    // A row that no budget leaves a key out of needs no list, only how long it would be: where no score is
+    // NaN, as tame inputs have none unless it grows without bound.
+    const bool whole = S::kActivation != IndexActivation::kRelu && !careful && !shares() &&
+                       row.gate != kInfinity && notes.position < p.k_min;
+    if (whole) row.gate = kAboveAll;
     for (int i = 0; i < work.key_blocks;) {
       if (i >= first_plain)
         for (; i < last_plain; ++i) take_block<Take::kPlain>(q, i * kBlockKeys, Bounds{}, row);
@@ -198,6 +203,7 @@ struct Consumer {
       take_block<Take::kMasked>(q, i++ * kBlockKeys, bounds, row);
     }
     flush(row);
+    if (whole) notes.count = notes.position + 1 - kept(notes.position);
   }
 
   // Leaves a row's list to the kernel that finishes it.

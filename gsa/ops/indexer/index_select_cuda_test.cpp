@@ -46,7 +46,7 @@ class IndexSelectCuda : public ::testing::Test {
   }
 };
 
-constexpr int64_t kLongRow = 26000;  // more than ListLimits::most_keys
+constexpr int64_t kLongRow = 42000;  // more than ListLimits::most_keys
 
 TEST_F(IndexSelectCuda, MatchesFp64OnEveryShape) {
   for (const int64_t heads : {1, 2, 4, 8})

@@ -161,16 +161,14 @@ struct ListLimits {
   size_t workspace = size_t{640} << 20;  // bytes, roughly: 16K lists at k 2048
   int window = 48 << 10;                 // positions that a merging block holds at a time
   // Rows of their own of so many keys are finished by another kernel. That is worth it where many tiles
-  // finish at once, and where their lists fit the workspace in one or two chunks: the ends of chunks cost
+  // finish at once, and where their lists fit the workspace in a few chunks: the ends of chunks cost
   // more.
-  int64_t most_keys = 25000;
+  int64_t most_keys = 40000;
 };
 
-// Whether lists are kept for another kernel. Rows whose budget needs more than two sums are finished in
-// place.
+// Whether lists are kept for another kernel.
 inline bool keeps_lists(const IndexSelectParams& p, const ListLimits& limits) {
-  const bool sums = p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
-  return p.query_tile > 1 || (p.keys <= limits.most_keys && !sums);
+  return p.query_tile > 1 || p.keys <= limits.most_keys;
 }
 
 // A call goes through its queries in chunks, whose lists lie in the workspace together.

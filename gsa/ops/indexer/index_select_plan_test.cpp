@@ -170,19 +170,15 @@ TEST(IndexSelectPlan, ChunksCoverTheQueries) {
         }
 }
 
-TEST(IndexSelectPlan, ListsAreKeptWhereOneOrTwoChunksHoldThem) {
+TEST(IndexSelectPlan, ListsAreKeptWhereAFewChunksHoldThem) {
   const ListLimits limits;
-  for (const int64_t length : {1000, 8192, 16384, 25000, 25001, 131072}) {
-    IndexSelectParams p = shared_problem(1, length, length, 2048, 1);
-    EXPECT_EQ(keeps_lists(p, limits), length <= 25000);
+  for (const int64_t length : {1000, 8192, 16384, 32768, 40000, 40001, 131072}) {
+    const IndexSelectParams p = shared_problem(1, length, length, 2048, 1);
+    EXPECT_EQ(keeps_lists(p, limits), length <= 40000);
     if (!keeps_lists(p, limits)) continue;
     const ListPlan plan = plan_lists(p, 132);
-    EXPECT_LE(plan.chunks, length <= 16384 ? 1 : 2);
+    EXPECT_LE(plan.chunks, length <= 16384 ? 1 : 4);
     EXPECT_EQ(plan.merged, 0);
-    p.budget = SelectBudget::kEntropy;  // more than two sums
-    EXPECT_FALSE(keeps_lists(p, limits));
-    p.query_tile = 64;
-    EXPECT_TRUE(keeps_lists(p, limits));
   }
 }
 

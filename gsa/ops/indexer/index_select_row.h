@@ -14,6 +14,7 @@ namespace gsa::fused_select {
 constexpr uint32_t kWarp = 0xffffffffu;
 constexpr uint32_t kLowest = 0x007fffffu;  // the ordered key of -inf; no entry has it or less
 constexpr float kInfinity = __builtin_inff();
+constexpr float kAboveAll = 3e38f;  // a gate that no bounded score passes
 
 // Unsigned keys in the order of the floats; -0 equals +0.
 __device__ __forceinline__ uint32_t ordered_key(float score) {

@@ -49,6 +49,21 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
       : "memory");
 }
 
+// The same where other CTAs of the cluster have sent the bytes.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "retry:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra retry;\n"
+      "finished:\n"
+      "}\n" ::"r"(mbarrier_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
 // Whether the phase of the given parity has completed.
 __device__ __forceinline__ bool mbarrier_test(const uint64_t* barrier, uint32_t parity) {
   uint32_t done;

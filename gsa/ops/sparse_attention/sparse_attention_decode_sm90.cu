@@ -4,9 +4,8 @@
 // 16 keys from global memory straight into the registers of mma.m16n8k16: S^T = K Q^T with the keys as rows
 // and the group's heads as columns, then O^T += V^T P^T. Warps merge through shared memory, CTAs through the
 // cluster's distributed shared memory.
-#include <cooperative_groups.h>
-
 #include "gsa/cuda/grid.h"
+#include "gsa/cuda/mbarrier.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode_tile.cuh"
 
@@ -17,26 +16,28 @@ namespace {
 // Shared memory of a CTA: what its warps have found, then what all CTAs of the cluster have found for the
 // outputs that this one finishes.
 struct Partial {
-  float* out;       // [warp][head][dim]
-  float* peak;      // [warp][head]
-  float* sum;       // [warp][head]
-  float* part_out;  // [CTA][output]
-  float2* total;    // [CTA][head] peak and sum
+  uint64_t* received;  // barrier: the cluster's CTAs have sent their shares
+  float* out;          // [warp][head][dim]
+  float* peak;         // [warp][head]
+  float* sum;          // [warp][head]
+  float* part_out;     // [CTA][output]
+  float2* total;       // [CTA][head] peak and sum
 
   __device__ Partial(float* base, int warps, int heads, int dim)
-      : out(base),
-        peak(base + warps * heads * dim),
+      : received(reinterpret_cast<uint64_t*>(base)),
+        out(base + 4),
+        peak(out + warps * heads * dim),
         sum(peak + warps * heads),
         part_out(sum + warps * heads),
         total(reinterpret_cast<float2*>(part_out + heads * dim)) {}
 };
 
 constexpr size_t partial_bytes(int warps, int heads, int dim, int splits) {
-  return sizeof(float) * heads * (static_cast<size_t>(warps) * (dim + 2) + dim + 2 * splits);
+  return 16 + sizeof(float) * heads * (static_cast<size_t>(warps) * (dim + 2) + dim + 2 * splits);
 }
 
-// The cluster's barrier: arrive, and wait for the others to have arrived. What was written before, also to
-// their shared memory, is visible then.
+// The cluster's barrier: arrive, and wait for the others to have arrived. What was written before is visible
+// then.
 __device__ __forceinline__ void arrive_at_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -44,13 +45,25 @@ __device__ __forceinline__ void wait_for_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// Sends two numbers to the shared memory of CTA `rank` of the cluster, whose barrier counts the bytes that
+// arrive. `to` and `barrier` are this CTA's own addresses of the same places.
+__device__ __forceinline__ void send(int rank, const float* to, uint64_t* barrier, float2 x) {
+  uint32_t place, counter;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(place) : "r"(cuda::mbarrier_address(to)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(counter)
+      : "r"(cuda::mbarrier_address(barrier)), "r"(rank));
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(place),
+      "f"(x.x), "f"(x.y), "r"(counter)
+      : "memory");
+}
+
 template <int kDim, int kBlocks, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 : 1)
     sparse_attention_decode_kernel(const __grid_constant__ SparseAttentionDecodeParams p) {
-  namespace cg = cooperative_groups;
   extern __shared__ float dynamic[];
   constexpr int kThreads = kWarps * 32;
-  const cg::cluster_group cluster = cg::this_cluster();
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
   const int split = blockIdx.x, splits = gridDim.x, kv = blockIdx.y;
   const int tokens = static_cast<int>(p.queries), row = blockIdx.z / tokens, query = blockIdx.z % tokens;
@@ -71,8 +84,17 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
     return at < p.capacity ? indices[at] : -1;
   };
   int at = split * kWarps + warp;  // this warp's tile
-  arrive_at_cluster();             // they have started, so have shared memory to write to
-  cuda::launch_dependents();       // the next kernel waits for the end of this one, but may start to wait
+  const Partial partial(dynamic, kWarps, heads, kDim);
+  const int outputs = heads * kDim / splits;  // that each CTA finishes
+  if (threadIdx.x == 0) {
+    const int first = split * outputs, totals = (first + outputs - 1) / kDim - first / kDim + 1;
+    cuda::mbarrier_init(partial.received, 1);
+    cuda::mbarrier_init_fence();
+    cuda::mbarrier_arrive_expect(partial.received,
+                                 splits * (outputs * sizeof(float) + totals * sizeof(float2)));
+  }
+  arrive_at_cluster();        // this CTA has started, and has shared memory to write to
+  cuda::launch_dependents();  // the next kernel waits for the end of this one, but may start to wait
   cuda::wait_previous_kernel();
 
   // Everything that does not depend on anything else first: one latency for all.
@@ -106,7 +128,6 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
   }
 
   // Each warp leaves its softmax in shared memory.
-  const Partial partial(dynamic, kWarps, heads, kDim);
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n) {
 #pragma unroll
@@ -129,8 +150,14 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
   }
   __syncthreads();
   wait_for_cluster();
-  // Each CTA of the cluster finishes a share of the outputs: the others send it theirs.
-  const int outputs = heads * kDim / splits;
+  // Each CTA of the cluster finishes a share of the outputs: the others send it theirs. It waits for their
+  // bytes, not for them, and nobody writes to a CTA that has ended.
+  const auto put = [&](int target, float* to, float2 x) {
+    if (splits > 1)
+      send(target, to, partial.received, x);
+    else
+      *reinterpret_cast<float2*>(to) = x;
+  };
   for (int i = threadIdx.x * 2; i < heads * kDim; i += kThreads * 2) {
     const int head = i / kDim;
     float peak = -INFINITY, sum = 0;
@@ -146,12 +173,14 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
       out.y += found.y * factor;
     }
     const int target = i / outputs, place = split * outputs + i % outputs;
-    *reinterpret_cast<float2*>(cluster.map_shared_rank(partial.part_out, target) + place) = out;
+    put(target, partial.part_out + place, out);
     if (i % outputs == 0 || i % kDim == 0)  // the first of the target's, or of the head's
-      cluster.map_shared_rank(partial.total, target)[split * heads + head] = make_float2(peak, sum);
+      put(target, reinterpret_cast<float*>(partial.total + split * heads + head), make_float2(peak, sum));
   }
-  arrive_at_cluster();
-  wait_for_cluster();
+  if (splits > 1)
+    cuda::mbarrier_wait_cluster(partial.received, 0);
+  else
+    __syncthreads();
   constexpr int kLanes = 8;  // share an output's parts
   const int part = threadIdx.x % kLanes;
   for (int i = threadIdx.x / kLanes; i < outputs; i += kThreads / kLanes) {

@@ -32,15 +32,7 @@ cudaError_t launch_type(const RotaryParams& p, cudaStream_t stream) {
 }  // namespace rotary_rows
 
 cudaError_t launch_rotary(const RotaryParams& params, cudaStream_t stream) {
-  switch (params.type) {
-    case ElementType::kFloat:
-      return rotary_rows::launch_type<float>(params, stream);
-    case ElementType::kHalf:
-      return rotary_rows::launch_type<__half>(params, stream);
-    case ElementType::kBfloat16:
-      return rotary_rows::launch_type<__nv_bfloat16>(params, stream);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch(params.type, [&]<class T>() { return rotary_rows::launch_type<T>(params, stream); });
 }
 
 }  // namespace gsa

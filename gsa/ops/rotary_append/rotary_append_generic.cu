@@ -105,15 +105,8 @@ cudaError_t launch_type(const RotaryAppendParams& p, cudaStream_t stream) {
 }  // namespace append_jobs
 
 cudaError_t launch_rotary_append(const RotaryAppendParams& params, cudaStream_t stream) {
-  switch (params.jobs[RotaryAppendParams::kKey].type) {
-    case ElementType::kFloat:
-      return append_jobs::launch_type<float>(params, stream);
-    case ElementType::kHalf:
-      return append_jobs::launch_type<__half>(params, stream);
-    case ElementType::kBfloat16:
-      return append_jobs::launch_type<__nv_bfloat16>(params, stream);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch(params.jobs[RotaryAppendParams::kKey].type,
+                  [&]<class T>() { return append_jobs::launch_type<T>(params, stream); });
 }
 
 }  // namespace gsa

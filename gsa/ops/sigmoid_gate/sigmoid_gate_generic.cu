@@ -91,15 +91,7 @@ cudaError_t launch_type(const SigmoidGateParams& p, cudaStream_t stream) {
 
 template <bool kBackward>
 cudaError_t launch(const SigmoidGateParams& p, cudaStream_t stream) {
-  switch (p.type) {
-    case ElementType::kFloat:
-      return launch_type<float, kBackward>(p, stream);
-    case ElementType::kHalf:
-      return launch_type<__half, kBackward>(p, stream);
-    case ElementType::kBfloat16:
-      return launch_type<__nv_bfloat16, kBackward>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch(p.type, [&]<class T>() { return launch_type<T, kBackward>(p, stream); });
 }
 
 }  // namespace

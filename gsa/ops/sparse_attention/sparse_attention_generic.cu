@@ -184,15 +184,8 @@ namespace gsa {
 
 cudaError_t launch_sparse_attention_forward_generic(const SparseAttentionParams& params, const int32_t* redo,
                                                     int redo_queries, cudaStream_t stream) {
-  switch (params.type) {
-    case ElementType::kBfloat16:
-      return sparse_attention::launch<__nv_bfloat16>(params, redo, redo_queries, stream);
-    case ElementType::kHalf:
-      return sparse_attention::launch<__half>(params, redo, redo_queries, stream);
-    case ElementType::kFloat:
-      return sparse_attention::launch<float>(params, redo, redo_queries, stream);
-  }
-  return cudaErrorInvalidValue;
+  return dispatch(params.type,
+                  [&]<class T>() { return sparse_attention::launch<T>(params, redo, redo_queries, stream); });
 }
 
 }  // namespace gsa

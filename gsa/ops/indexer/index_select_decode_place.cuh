@@ -110,15 +110,10 @@ __device__ inline int2 exclusive_sum(Shared& shared, int a, int b) {
     shared.warp_tied[warp] = y;
   }
   __syncthreads();
-  x -= a;
-  y -= b;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w >= warp) break;
-    x += shared.warp_total[w];
-    y += shared.warp_tied[w];
-  }
-  return make_int2(x, y);
+  const bool before = lane < warp;
+  x += __reduce_add_sync(0xffffffffu, before ? static_cast<int>(shared.warp_total[lane]) : 0);
+  y += __reduce_add_sync(0xffffffffu, before ? static_cast<int>(shared.warp_tied[lane]) : 0);
+  return make_int2(x - a, y - b);
 }
 
 // Writes the positions whose bits are set, in ascending order, and of the tied ones the first tied_quota. A
@@ -138,8 +133,9 @@ __device__ inline void emit_selected(Shared& shared, Words words, bool ties, Pla
   const int2 sum = exclusive_sum(shared, selected, tied);
   int out = placement.offset + sum.x + min(sum.y, placement.tied_quota);
   int quota = max(placement.tied_quota - sum.y, 0);
+  const bool idle = (static_cast<int>(threadIdx.x) - lane) * each >= count;  // a warp without words
 #pragma unroll 1
-  for (int i = 0; i < each; ++i) {
+  for (int i = 0; i < each && !idle; ++i) {
     const int word = first + i;
     unsigned bits = word < last ? *words.selected(word) : 0;
     if (ties && word < last) {

@@ -109,12 +109,13 @@ struct Moments {
   int count = 0;
 };
 
-// Adds up the warp's moments, except over quads: those hold different queries.
-template <int kSets>
-__device__ __forceinline__ void leave_moments(Shared& shared, Moments (&moments)[kSets]) {
+// Adds up the warp's moments, except over quads: those hold different queries. Of kSets sets of columns, the
+// first kUsed hold queries.
+template <int kSets, int kUsed>
+__device__ __forceinline__ void leave_moments(Shared& shared, Moments (&moments)[kUsed]) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
 #pragma unroll
-  for (int s = 0; s < kSets; ++s) {
+  for (int s = 0; s < kUsed; ++s) {
 #pragma unroll
     for (int offset = 4; offset < 32; offset *= 2) {
       moments[s].sum += __shfl_xor_sync(0xffffffffu, moments[s].sum, offset);
@@ -239,7 +240,7 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
     for (int b = 0; b < T::kBlocks; ++b)
       compute_block(piece + b * T::kMma * 2 * T::kLoads, base + b * T::kMma * 16, b == T::kBlocks - 1);
   }
-  leave_moments(shared, moments);
+  leave_moments<kSets>(shared, moments);
 }
 
 // The same for one token of four heads, the common case. Keys are the columns of the products and heads their
@@ -269,7 +270,7 @@ __device__ inline void score_part_solo(const IndexSelectDecodeParams& p, const P
   const float2 factor = Key::unscale(rsqrtf(static_cast<float>(kDim)), column_scales + pair);
   const float2 bins = shared.bins[0];
   const int first_counted = p.keep_first, last_counted = min(part.length - 1 - p.keep_recent, part.end - 1);
-  Moments moments[moment_sets(1)];  // the second stays empty
+  Moments moments[1];
   int key = part.begin + warp * T::kStepKeys + copy * 8 + quad * 2 + pair;
   for (int base = warp < warps ? part.begin + warp * T::kStepKeys : part.end; base < part.end;
        base += stride_keys) {
@@ -303,7 +304,7 @@ __device__ inline void score_part_solo(const IndexSelectDecodeParams& p, const P
     if (mine) scores[key - part.begin] = usable ? score : NAN;
     key += stride_keys;
   }
-  leave_moments(shared, moments);
+  leave_moments<moment_sets(1)>(shared, moments);
 }
 
 }  // namespace gsa::decode

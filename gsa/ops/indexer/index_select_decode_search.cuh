@@ -114,13 +114,9 @@ __device__ inline void find_bin(const unsigned* histogram, const unsigned* missi
     if (lane == 31) shared.warp_total[warp] = sum;
     if (threadIdx.x == 0) shared.absent = absent;
     __syncthreads();
-    above = sum - mine;
-    total = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) above += shared.warp_total[w];
-      total += shared.warp_total[w];
-    }
+    const unsigned of_warp = lane < kWarps ? shared.warp_total[lane] : 0;
+    above = sum - mine + __reduce_add_sync(0xffffffffu, lane < warp ? of_warp : 0);
+    total = __reduce_add_sync(0xffffffffu, of_warp);
     if (total + shared.absent == expected) break;
     __syncthreads();
     cuda::poll_again();
@@ -220,7 +216,8 @@ __device__ __forceinline__ void mark(const Workspace& ws, Shared& shared, Words 
     equal &= seen & ~kept_bits;
   };
   Tally mine{};
-  if (size <= kThreads * 4) {  // a word has eight threads
+  if (size <= kThreads * 4) {                                        // a word has eight threads
+    if ((static_cast<int>(threadIdx.x) - lane) * 4 >= size) return;  // a warp without scores
     const int word = static_cast<int>(threadIdx.x) / 8, shift = lane % 8 * 4;
     const bool there = word * 32 < size;
     const float4 four =
@@ -235,6 +232,7 @@ __device__ __forceinline__ void mark(const Workspace& ws, Shared& shared, Words 
       equal |= __shfl_xor_sync(0xffffffffu, equal, offset);
     }
     settle(word, above, equal);
+    __syncwarp();  // the word's scores are read: bits take their place
     if (there) {
       note_tied(ws, shared, mode, query, tokens, row, equal & 15u << shift, part.begin + word * 32, mine,
                 [&](int at) {

@@ -76,11 +76,13 @@ __device__ inline Placement place(const Workspace& ws, Shared& shared, const Sea
     if (chosen && at >= part.begin && at < part.end)
       atomicOr(words.selected((at - part.begin) / 32), 1u << (at - part.begin) % 32);
   }
-  selected = __reduce_add_sync(0xffffffffu, selected);
-  tied = __reduce_add_sync(0xffffffffu, tied);
-  if ((threadIdx.x & 31) == 0 && (selected || tied)) {
-    atomicAdd(&found.before, selected);
-    atomicAdd(&found.tied_before, tied);
+  if (__any_sync(0xffffffffu, selected || tied)) {
+    selected = __reduce_add_sync(0xffffffffu, selected);
+    tied = __reduce_add_sync(0xffffffffu, tied);
+    if ((threadIdx.x & 31) == 0) {
+      atomicAdd(&found.before, selected);
+      atomicAdd(&found.tied_before, tied);
+    }
   }
   __syncthreads();
   Placement placement{static_cast<int>(found.before), 0};
@@ -92,8 +94,8 @@ __device__ inline Placement place(const Workspace& ws, Shared& shared, const Sea
   return placement;
 }
 
-// Sums over the threads before this one, of two counts.
-__device__ inline int2 exclusive_sum(Shared& shared, int a, int b) {
+// Sums over the threads before this one, of two counts; of the warp's threads alone, if no other warp counts.
+__device__ inline int2 exclusive_sum(Shared& shared, int a, int b, bool alone) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
   int x = a, y = b;
 #pragma unroll
@@ -105,6 +107,7 @@ __device__ inline int2 exclusive_sum(Shared& shared, int a, int b) {
       y += other_y;
     }
   }
+  if (alone) return make_int2(x - a, y - b);
   if (lane == 31) {
     shared.warp_total[warp] = x;
     shared.warp_tied[warp] = y;
@@ -124,13 +127,15 @@ __device__ inline void emit_selected(Shared& shared, Words words, bool ties, Pla
   const int count = (part.end - part.begin + 31) / 32, each = (count + kThreads - 1) / kThreads;
   const int first = min(static_cast<int>(threadIdx.x) * each, count), last = min(first + each, count);
   const int lane = threadIdx.x & 31;
+  const bool alone = count <= 32;  // the first warp has all words
   int selected = 0, tied = 0;
 #pragma unroll 1  // two words a thread, seldom more
   for (int word = first; word < last; ++word) {
     selected += __popc(*words.selected(word));
     if (ties) tied += __popc(*words.tied(word));
   }
-  const int2 sum = exclusive_sum(shared, selected, tied);
+  int2 sum{};
+  if (!alone || threadIdx.x < 32) sum = exclusive_sum(shared, selected, tied, alone);
   int out = placement.offset + sum.x + min(sum.y, placement.tied_quota);
   int quota = max(placement.tied_quota - sum.y, 0);
   const bool idle = (static_cast<int>(threadIdx.x) - lane) * each >= count;  // a warp without words

@@ -48,20 +48,24 @@ struct Kept {
 };
 
 // All parts of the row have come this far, and if kOrdered what they wrote is visible. `arrivals` counts its
-// calls. When the CTA's threads are here, one calls `publish` and waits for the other parts; the other warps
-// call `meanwhile`.
+// calls. When the CTA's threads are here, one calls `publish` (which need not come before the parts' meeting,
+// unless kOrdered) and waits for the other parts; the other warps call `meanwhile`.
 template <bool kOrdered, typename Publish, typename Meanwhile>
 __device__ __forceinline__ void row_barrier(unsigned* counter, int splits, int& arrivals, Publish&& publish,
                                             Meanwhile&& meanwhile) {
   ++arrivals;
   __syncthreads();
   if (threadIdx.x == 0) {
-    publish();
-    if constexpr (kOrdered)
+    const auto target = static_cast<unsigned>(arrivals * splits);
+    if constexpr (kOrdered) {
+      publish();
       cuda::arrive_release(counter);
-    else
-      atomicAdd(counter, 1u);  // without the time that a fence takes
-    cuda::wait_acquire(counter, static_cast<unsigned>(arrivals * splits));
+      cuda::wait_acquire(counter, target);
+    } else {  // without the time that fences take
+      atomicAdd(counter, 1u);
+      publish();
+      while (cuda::load_relaxed(counter) < target) cuda::poll_again();
+    }
   } else if (threadIdx.x >= 32) {
     meanwhile();
   }
@@ -271,8 +275,10 @@ __device__ __forceinline__ void mark(const Workspace& ws, Shared& shared, Words 
   }
   mine.selected = __reduce_add_sync(0xffffffffu, mine.selected);
   mine.tied = __reduce_add_sync(0xffffffffu, mine.tied);
-  mine.low = __reduce_max_sync(0xffffffffu, mine.low);
-  mine.high = __reduce_max_sync(0xffffffffu, mine.high);
+  if (mine.tied > 0) {
+    mine.low = __reduce_max_sync(0xffffffffu, mine.low);
+    mine.high = __reduce_max_sync(0xffffffffu, mine.high);
+  }
   if (lane != 0) return;
   Tally& tally = shared.tally[query];
   if (mine.selected > 0) atomicAdd(&tally.selected, mine.selected);

@@ -137,6 +137,8 @@ TEST_P(IndexSelectEmulatedRows, MatchesFp64OnRandomProblems) {
                   GetParam());
   check_selection(random_select_inputs(1, 70, 150, 8, 128), make_select_options(30, "relu", 1, 2),
                   GetParam());
+  check_selection(random_select_inputs(1, 40, 3000, 4, 64), make_select_options(70, "hard_sigmoid", 4, 16),
+                  GetParam());  // more keys than lists hold
 }
 
 TEST_P(IndexSelectEmulatedRows, AdaptiveBudgetsAndShortRows) {
@@ -151,8 +153,8 @@ TEST_P(IndexSelectEmulatedRows, AdaptiveBudgetsAndShortRows) {
 TEST_P(IndexSelectEmulatedRows, TiesGoToTheLowerPosition) {
   check_exact_selection(tied_select_inputs(2, 100, 300, 4, 64), make_select_options(50, "hard_sigmoid", 3, 5),
                         GetParam());
-  SelectInputs equal = tied_select_inputs(1, 30, 500, 4, 64);  // lists fill up and boundaries overflow
-  equal.key = equal.key.slice(1, 0, 1).expand({1, 500, 64}).contiguous();
+  SelectInputs equal = tied_select_inputs(1, 30, 2600, 4, 64);  // lists fill up and boundaries overflow
+  equal.key = equal.key.slice(1, 0, 1).expand({1, 2600, 64}).contiguous();
   check_exact_selection(equal, make_select_options(20, "hard_sigmoid", 0, 0), GetParam());
 }
 
@@ -212,8 +214,8 @@ TEST_F(IndexSelectEmulated, SharedRowsWithTies) {
     check_exact_selection(tied_select_inputs(1, 203, 203, 4, 64), shared_options(60, tile, 20, 40),
                           select_emulated);
   }
-  SelectInputs equal = tied_select_inputs(1, 40, 500, 4, 64);  // lists fill up and boundaries overflow
-  equal.key = equal.key.slice(1, 0, 1).expand({1, 500, 64}).contiguous();
+  SelectInputs equal = tied_select_inputs(1, 40, 2600, 4, 64);  // lists fill up and boundaries overflow
+  equal.key = equal.key.slice(1, 0, 1).expand({1, 2600, 64}).contiguous();
   check_exact_selection(equal, shared_options(20, 16, 0, 0), select_emulated);
 }
 

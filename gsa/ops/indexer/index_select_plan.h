@@ -25,11 +25,28 @@ constexpr int kStagedStep = 33 * 8;  // bytes from one of them to the next; a la
 constexpr int kBins = 256;           // of a row's histogram of survivors
 constexpr int kHeaderBytes = 1024;   // of the workspace: work counter and flags
 
+// Rank in a sample that is, but for about one row in thirty thousand, below the need-th best of the row,
+// where `expected` of the sample's scores are among those, with this variance.
+GSA_HOST_DEVICE inline float safe_rank(float expected, float variance) {
+  return expected + 4.0f * sqrtf(variance) + 4.0f;
+}
+
+// Entries of a long row that pass a gate from the sample, but for one row in a thousand.
+GSA_HOST_DEVICE inline int sampled_entries(int64_t need) {
+  const float expected = static_cast<float>(need) / kSampleStride, rank = safe_rank(expected, expected);
+  return static_cast<int>(kSampleStride * (rank + 3.0f * sqrtf(rank)));
+}
+
 // Survivors that a row's list can hold: twice the largest budget, so that a full list means that trimming to
-// the budget frees at least half of it, and room for what its lanes stage.
-GSA_HOST_DEVICE constexpr int64_t row_capacity(int k_max, int64_t keys) {
-  const int64_t need = k_max < keys ? k_max : keys;
-  return (2 * need + int64_t{2} * kLanesPerRow * kStaged + 15) / 16 * 16;
+// the budget frees at least half of it; what a sampled gate lets pass, which is more for small budgets; all
+// keys of a tile that lies too early for a sample; and room for what its lanes stage.
+GSA_HOST_DEVICE inline int64_t row_capacity(int k_max, int64_t keys) {
+  const int64_t need = k_max < keys ? k_max : keys, staged = int64_t{kLanesPerRow} * kStaged;
+  const int64_t early = kBlockKeys * kSampleStride + kTileQueries;
+  int64_t most = 2 * need + staged;
+  if (most < sampled_entries(need)) most = sampled_entries(need);
+  if (most < early) most = keys < early ? (most < keys ? keys : most) : early;
+  return (most + staged + 15) / 16 * 16;
 }
 
 // A list with more entries is trimmed, so that it has room for what its lanes may have staged.
@@ -50,12 +67,11 @@ GSA_HOST_DEVICE constexpr int sample_phase(int block) {
   return (11 + 13 * block) % kSampleStride;
 }
 
-// Rank in a sample of `samples` scores whose value is, but for about one row in thirty thousand, below the
-// need-th best of `valid` scores. More than `samples` when the sample cannot tell.
+// That rank in a sample of `samples` scores for the need-th best of `valid` scores. More than `samples` when
+// the sample cannot tell.
 GSA_HOST_DEVICE inline int sample_rank(int samples, int need, int64_t valid) {
   const float share = static_cast<float>(need) / static_cast<float>(valid);
-  const float spread = sqrtf(samples * share * (1.0f - share));
-  const float rank = samples * share + 4.0f * spread + 4.0f;
+  const float rank = safe_rank(samples * share, samples * share * (1.0f - share));
   return rank < samples ? static_cast<int>(rank) : samples + 1;
 }
 

@@ -20,6 +20,11 @@ TEST(IndexSelectPlan, ListsHoldABudgetTwiceAndWhatLanesMayStage) {
       // A list is trimmed when it has no room for all that the row's lanes may have staged; then it has.
       EXPECT_GE(row - int64_t{kLanesPerRow} * kStaged, 2 * need);
       EXPECT_EQ(row * 8 % 16, 0);
+      // Tiles without a sample have lists for all of their keys.
+      for (const int64_t first : {0, 1500, 2047, 2048, 4000})
+        if (sample_blocks(first, static_cast<int>(row)) == 0) {
+          EXPECT_LE(std::min(first + kTileQueries, keys), full_list(static_cast<int>(row)));
+        }
     }
   }
 }
@@ -48,7 +53,8 @@ TEST(IndexSelectPlan, SampleRankKeepsEnoughAndNotTooMuch) {
   std::uniform_real_distribution<float> uniform;
   const int valid = 16384, samples = valid / kSampleStride, trials = 300;
   for (const int need : {256, 1024, 8192}) {
-    int short_rows = 0;
+    const int full = full_list(static_cast<int>(row_capacity(need, valid)));
+    int short_rows = 0, full_lists = 0;
     double survivors = 0;
     for (int trial = 0; trial < trials; ++trial) {
       std::vector<float> sample(samples);
@@ -60,9 +66,11 @@ TEST(IndexSelectPlan, SampleRankKeepsEnoughAndNotTooMuch) {
       int above = 0;
       for (int i = 0; i < valid; ++i) above += uniform(generator) > gate;
       short_rows += above < need;
+      full_lists += above > full;
       survivors += above;
     }
     EXPECT_LE(short_rows, 1) << "need " << need;
+    EXPECT_LE(full_lists, 3) << "need " << need;
     EXPECT_LT(survivors / trials, 4.0 * need) << "need " << need;
   }
   EXPECT_GT(sample_rank(64, 64, 64), 64);  // everything is wanted: no gate

@@ -150,6 +150,19 @@ TEST_P(IndexSelectEmulatedRows, AdaptiveBudgetsAndShortRows) {
   }
 }
 
+// Where no budget leaves a key out, rows need no list.
+TEST_P(IndexSelectEmulatedRows, WholeRows) {
+  for (const std::string activation : {"hard_sigmoid", "sigmoid"}) {
+    const bool hard = activation == "hard_sigmoid";
+    IndexSelectOptions options = make_select_options(90, activation, 2, 5);
+    options.k_min = 90;
+    SelectInputs in = random_select_inputs(1, 130, 130, hard ? 4 : 1, hard ? 64 : 32);
+    check_selection(in, options, GetParam());
+    in.key.slice(1, 0, 130, 7).fill_(std::numeric_limits<double>::quiet_NaN());  // these are left out
+    check_selection(in, options, GetParam());
+  }
+}
+
 TEST_P(IndexSelectEmulatedRows, TiesGoToTheLowerPosition) {
   check_exact_selection(tied_select_inputs(2, 100, 300, 4, 64), make_select_options(50, "hard_sigmoid", 3, 5),
                         GetParam());

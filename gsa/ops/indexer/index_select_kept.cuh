@@ -1,8 +1,8 @@
 // Finishes rows whose lists the streaming kernel has left in the workspace, a warp a row: rows of their own
 // are written, of shared rows it finds each query's threshold for the merge (docs/kernels/index_select.md).
 //
-// Finishing waits for memory more than it computes, and this kernel has three times as many warps to wait
-// with as the streaming one.
+// Finishing waits for memory more than it computes, and this kernel has two to three times as many warps to
+// wait with as the streaming one.
 #pragma once
 
 #include "gsa/cuda/launch.h"

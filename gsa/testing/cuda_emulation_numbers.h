@@ -122,10 +122,15 @@ inline float __fmul_rn(float a, float b) {
 inline float __fsub_rn(float a, float b) {
   return a - b;
 }
+inline float rounded_down(double exact) {
+  const float nearest = static_cast<float>(exact);
+  return nearest > exact ? std::nextafter(nearest, -std::numeric_limits<float>::infinity()) : nearest;
+}
 inline float __fadd_rd(float x, float y) {
-  const double sum = static_cast<double>(x) + y;
-  const float nearest = static_cast<float>(sum);
-  return nearest > sum ? std::nextafter(nearest, -std::numeric_limits<float>::infinity()) : nearest;
+  return rounded_down(static_cast<double>(x) + y);
+}
+inline float __fmaf_rd(float x, float y, float z) {
+  return rounded_down(std::fma(static_cast<double>(x), y, z));
 }
 inline int __float2int_rd(float x) {
   if (isnan(x)) return 0;

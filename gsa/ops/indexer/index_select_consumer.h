@@ -29,7 +29,7 @@ struct Consumer {
   static __device__ __forceinline__ int lane() { return threadIdx.x & 31; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32 - 4; }
   // Whether lists stay for another kernel, which finishes the rows.
-  __device__ __forceinline__ bool keeps() const { return p.keep_lists; }
+  __device__ __forceinline__ bool keeps() const { return p.leaves == SelectLeaves::kLists; }
   // Whether rows are shared by query_tile queries.
   __device__ __forceinline__ bool shares() const { return p.query_tile > 1; }
   // Positions up to the query's that are selected anyway.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gsa/base/device.h"
+#include "gsa/ops/indexer/index_select_sm90.h"
 #include "gsa/testing/random.h"
 #include "gsa/testing/selection_cases.h"
 
@@ -30,10 +31,6 @@ Selection select_on_gpu(const SelectInputs& in, const IndexSelectOptions& option
   return {found.indices.cpu(), found.counts.cpu(), found.statistic.cpu()};
 }
 
-void check_selection(const SelectInputs& in, const IndexSelectOptions& options) {
-  testing::check_selection(in, options, select_on_gpu);
-}
-
 void check_exact(const SelectInputs& in, const IndexSelectOptions& options) {
   testing::check_exact_selection(in, options, select_on_gpu);
 }
@@ -46,9 +43,43 @@ class IndexSelectCuda : public ::testing::Test {
   }
 };
 
-constexpr int64_t kLongRow = 42000;  // more than ListLimits::most_keys
+constexpr int64_t kLongRow = 42000;  // more than SelectLimits::most_keys
 
-TEST_F(IndexSelectCuda, MatchesFp64OnEveryShape) {
+/// What holds whatever the kernel that scores leaves: scores, lists or finished rows.
+class IndexSelectCudaRows : public IndexSelectCuda, public ::testing::WithParamInterface<SelectLeaves> {
+ protected:
+  static Selection select(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+    constexpr int64_t kAny = int64_t{1} << 40;
+    fused_select::SelectLimits limits;
+    limits.stored_keys = limits.stored_shared_keys = GetParam() == SelectLeaves::kScores ? kAny : 0;
+    limits.stored_queries = limits.stored_shared_queries = 0;
+    limits.most_keys = GetParam() == SelectLeaves::kLists ? kAny : 0;
+    return testing::select_through(
+        in.on(at::Device(at::kCUDA, 0), at::kBFloat16), options, mean,
+        [&](const IndexSelectParams& params) { return index_select_sm90_workspace(params, limits); },
+        [&](const IndexSelectParams& params) {
+          return launch_index_select_sm90(params, nullptr, limits) == cudaSuccess;
+        });
+  }
+  static void check_selection(const SelectInputs& in, const IndexSelectOptions& options) {
+    testing::check_selection(in, options, select);
+  }
+  static void check_exact(const SelectInputs& in, const IndexSelectOptions& options) {
+    testing::check_exact_selection(in, options, select);
+  }
+};
+constexpr const char* kWays[] = {"Rows", "Lists", "Scores"};
+INSTANTIATE_TEST_SUITE_P(Leaves, IndexSelectCudaRows,
+                         ::testing::Values(SelectLeaves::kRows, SelectLeaves::kLists, SelectLeaves::kScores),
+                         [](const auto& info) { return kWays[info.index]; });
+
+/// And of rows that queries share.
+class IndexSelectCudaShared : public IndexSelectCudaRows {};
+INSTANTIATE_TEST_SUITE_P(Leaves, IndexSelectCudaShared,
+                         ::testing::Values(SelectLeaves::kLists, SelectLeaves::kScores),
+                         [](const auto& info) { return kWays[info.index + 1]; });
+
+TEST_P(IndexSelectCudaRows, MatchesFp64OnEveryShape) {
   for (const int64_t heads : {1, 2, 4, 8})
     for (const int64_t dim : {32, 64, 128})
       for (const std::string activation : {"sigmoid", "hard_sigmoid", "relu"}) {
@@ -58,8 +89,7 @@ TEST_F(IndexSelectCuda, MatchesFp64OnEveryShape) {
       }
 }
 
-// Rows too long to be finished by a kernel of their own.
-TEST_F(IndexSelectCuda, LongRowsMatchFp64OnEveryShape) {
+TEST_P(IndexSelectCudaRows, LongRowsMatchFp64OnEveryShape) {
   const std::vector<std::string> activations{"sigmoid", "hard_sigmoid", "relu"};
   int64_t number = 0;
   for (const int64_t heads : {1, 2, 4, 8})
@@ -72,7 +102,7 @@ TEST_F(IndexSelectCuda, LongRowsMatchFp64OnEveryShape) {
   check_exact(tied_select_inputs(1, 40, kLongRow, 4, 64), make_select_options(300, "hard_sigmoid", 3, 5));
 }
 
-TEST_F(IndexSelectCuda, MatchesFp64OnRandomProblems) {
+TEST_P(IndexSelectCudaRows, MatchesFp64OnRandomProblems) {
   for (int64_t trial = 0; trial < 12; ++trial) {
     auto generator = testing::case_generator(trial);
     const int64_t queries = testing::draw(generator, 1, 200),
@@ -88,7 +118,7 @@ TEST_F(IndexSelectCuda, MatchesFp64OnRandomProblems) {
   }
 }
 
-TEST_F(IndexSelectCuda, TiesGoToTheLowerPosition) {
+TEST_P(IndexSelectCudaRows, TiesGoToTheLowerPosition) {
   for (const std::string activation : {"hard_sigmoid", "relu"}) {
     check_exact(tied_select_inputs(2, 300, 700, 4, 64), make_select_options(50, activation, 3, 5));
     check_exact(tied_select_inputs(1, 130, 5000, 2, 64),
@@ -99,7 +129,7 @@ TEST_F(IndexSelectCuda, TiesGoToTheLowerPosition) {
   check_exact(equal, make_select_options(128, "hard_sigmoid", 0, 0));
 }
 
-TEST_F(IndexSelectCuda, RisingFallingAndMisleadingSamplesStayExact) {
+TEST_P(IndexSelectCudaRows, RisingFallingAndMisleadingSamplesStayExact) {
   for (const int64_t keys : {int64_t{6000}, kLongRow}) {
     SCOPED_TRACE(::testing::Message() << keys << " keys");
     SelectInputs in = tied_select_inputs(1, 40, keys, 4, 64);
@@ -118,7 +148,7 @@ TEST_F(IndexSelectCuda, RisingFallingAndMisleadingSamplesStayExact) {
   }
 }
 
-TEST_F(IndexSelectCuda, NaNIsNeverSelected) {
+TEST_P(IndexSelectCudaRows, NaNIsNeverSelected) {
   SelectInputs in = random_select_inputs(1, 150, 900, 4, 64);
   in.key.slice(1, 0, 900, 7).fill_(std::numeric_limits<double>::quiet_NaN());
   for (const std::string activation : {"sigmoid", "hard_sigmoid", "relu"}) {
@@ -127,11 +157,11 @@ TEST_F(IndexSelectCuda, NaNIsNeverSelected) {
   }
 }
 
-TEST_F(IndexSelectCuda, SelectsAmongAMillionKeys) {
+TEST_P(IndexSelectCudaRows, SelectsAmongAMillionKeys) {
   const int64_t keys = 1 << 20;
   const SelectInputs in = random_select_inputs(1, 2, keys, 4, 64);
   const IndexSelectOptions options = make_select_options(2048, "hard_sigmoid", 4, 128);
-  const Selection found = select_on_gpu(in, options, 1);
+  const Selection found = select(in, options, 1);
   const SelectInputs wide = in.on(at::Device(at::kCUDA, 0), at::kDouble);
   const at::Tensor scores = index_scores(wide.query, wide.key, wide.weight.to(at::kDouble),
                                          wide.bias.to(at::kDouble), "hard_sigmoid")
@@ -143,10 +173,10 @@ TEST_F(IndexSelectCuda, SelectsAmongAMillionKeys) {
   }
 }
 
-TEST_F(IndexSelectCuda, TheSameTwice) {
+TEST_P(IndexSelectCudaRows, TheSameTwice) {
   const SelectInputs in = random_select_inputs(2, 700, 7000, 4, 64);
   const IndexSelectOptions options = make_select_options(256, "sigmoid", 4, 128);
-  const Selection once = select_on_gpu(in, options, 1), again = select_on_gpu(in, options, 1);
+  const Selection once = select(in, options, 1), again = select(in, options, 1);
   EXPECT_TRUE(testing::same_elements(once.indices, again.indices));
   EXPECT_TRUE(testing::same_elements(once.counts, again.counts));
   EXPECT_TRUE(testing::same_elements(once.statistic, again.statistic));
@@ -159,7 +189,7 @@ IndexSelectOptions shared_options(int64_t k, int64_t query_tile, int64_t first, 
   return options;
 }
 
-TEST_F(IndexSelectCuda, SharedRowsMatchFp64OnEveryShape) {
+TEST_P(IndexSelectCudaShared, MatchFp64OnEveryShape) {
   for (const int64_t heads : {1, 2, 4, 8})
     for (const int64_t dim : {32, 64, 128})
       for (const std::string activation : {"sigmoid", "hard_sigmoid", "relu"}) {
@@ -169,7 +199,7 @@ TEST_F(IndexSelectCuda, SharedRowsMatchFp64OnEveryShape) {
       }
 }
 
-TEST_F(IndexSelectCuda, SharedRowsMatchFp64OnRandomProblems) {
+TEST_P(IndexSelectCudaShared, MatchFp64OnRandomProblems) {
   for (int64_t trial = 0; trial < 12; ++trial) {
     auto generator = testing::case_generator(trial);
     const int64_t queries = testing::draw(generator, 1, 200),
@@ -202,7 +232,7 @@ TEST_F(IndexSelectCuda, EntropyAndMaximumBudgets) {
     }
 }
 
-TEST_F(IndexSelectCuda, SharedRowsWithTies) {
+TEST_P(IndexSelectCudaShared, WithTies) {
   for (const int64_t tile : {2, 64, 256}) {
     check_exact(tied_select_inputs(2, 300, 700, 4, 64), shared_options(50, tile, 3, 5));
     check_exact(tied_select_inputs(1, 303, 303, 4, 64), shared_options(60, tile, 20, 40));
@@ -213,7 +243,7 @@ TEST_F(IndexSelectCuda, SharedRowsWithTies) {
   check_exact(equal, shared_options(128, 64, 0, 0));
 }
 
-TEST_F(IndexSelectCuda, SharedRowsNeverHoldNaN) {
+TEST_P(IndexSelectCudaShared, NeverHoldNaN) {
   SelectInputs in = random_select_inputs(1, 150, 900, 4, 64);
   in.key.slice(1, 0, 900, 7).fill_(std::numeric_limits<double>::quiet_NaN());
   in.query.slice(1, 70, 75).fill_(std::numeric_limits<double>::quiet_NaN());
@@ -238,10 +268,10 @@ TEST_F(IndexSelectCuda, SharedRowsInChunksAndWindows) {
   }
 }
 
-TEST_F(IndexSelectCuda, SharedRowsTheSameTwice) {
+TEST_P(IndexSelectCudaShared, TheSameTwice) {
   const SelectInputs in = random_select_inputs(2, 700, 7000, 4, 64);
   const IndexSelectOptions options = shared_options(256, 64, 4, 128, "sigmoid");
-  const Selection once = select_on_gpu(in, options, 1), again = select_on_gpu(in, options, 1);
+  const Selection once = select(in, options, 1), again = select(in, options, 1);
   EXPECT_TRUE(testing::same_elements(once.indices, again.indices));
   EXPECT_TRUE(testing::same_elements(once.counts, again.counts));
   EXPECT_TRUE(testing::same_elements(once.statistic, again.statistic));

@@ -12,7 +12,6 @@
 #include <string>
 #include <vector>
 
-#include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/testing/random.h"
 #include "gsa/testing/selection_cases.h"
 
@@ -22,6 +21,7 @@
 #include "gsa/ops/indexer/index_select_kernel.cuh"
 #include "gsa/ops/indexer/index_select_sm90.cu"
 #include "gsa/ops/indexer/index_select_softmax_sm90.cu"
+#include "gsa/ops/indexer/index_select_stored_sm90.cu"
 
 namespace gsa::fused_select {
 
@@ -60,44 +60,34 @@ using testing::SelectInputs;
 using testing::Selection;
 using testing::tied_select_inputs;
 
-/// index_select_cuda.cpp's part, by hand.
 Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean,
-                       const fused_select::ListLimits& limits) {
-  const at::Tensor query = in.query.to(at::kBFloat16).contiguous(),
-                   key = in.key.to(at::kBFloat16).contiguous();
-  const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
-  const auto average = static_cast<float>(mean);
-  IndexSelectParams params;
-  set_problem(params, query, key, options);
-  params.log_scale = &testing::kSelectLogScale;
-  params.index_query = query.const_data_ptr();
-  params.index_key = key.const_data_ptr();
-  params.head_weight = weight.const_data_ptr<float>();
-  params.head_bias = bias.const_data_ptr<float>();
-  params.running_mean = &average;
-  const int64_t rows = (params.queries + options.query_tile - 1) / options.query_tile;
-  const Selection found{at::full({params.batch, rows, params.capacity}, -2, at::kInt),
-                        at::full({params.batch, rows}, -2, at::kInt),
-                        at::full({params.batch, params.queries}, -2, at::kFloat)};
-  params.indices = found.indices.mutable_data_ptr<int32_t>();
-  params.counts = found.counts.mutable_data_ptr<int32_t>();
-  params.statistic = found.statistic.mutable_data_ptr<float>();
-  const size_t bytes = index_select_sm90_workspace(params, limits);
-  // What lies behind must not be touched.
-  const at::Tensor workspace = at::full({static_cast<int64_t>(bytes) + 64}, 0x5a, at::kByte);
-  params.workspace = workspace.mutable_data_ptr();
-  EXPECT_EQ(launch_index_select_sm90(params, nullptr, limits), cudaSuccess);
-  EXPECT_TRUE(workspace.slice(0, static_cast<int64_t>(bytes)).eq(0x5a).all().item<bool>());
-  return found;
+                       const fused_select::SelectLimits& limits) {
+  return testing::select_through(
+      in, options, mean,
+      [&](const IndexSelectParams& params) { return index_select_sm90_workspace(params, limits); },
+      [&](const IndexSelectParams& params) {
+        return launch_index_select_sm90(params, nullptr, limits) == cudaSuccess;
+      });
 }
 
 Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
   return run_emulated(in, options, mean, {});
 }
 
+fused_select::SelectLimits never_stored() {
+  fused_select::SelectLimits limits;
+  limits.stored_keys = limits.stored_shared_keys = limits.stored_queries = limits.stored_shared_queries = 0;
+  return limits;
+}
+
+/// Rows from lists, finished by a kernel of their own.
+Selection select_from_lists(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+  return run_emulated(in, options, mean, never_stored());
+}
+
 /// Rows finished by the kernel that streams the keys, as long ones are.
 Selection select_in_place(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
-  fused_select::ListLimits limits;
+  fused_select::SelectLimits limits = never_stored();
   limits.most_keys = 0;
   return run_emulated(in, options, mean, limits);
 }
@@ -105,13 +95,13 @@ Selection select_in_place(const SelectInputs& in, const IndexSelectOptions& opti
 /// In chunks of so many bytes of lists, and the smallest windows.
 testing::Selector select_in_chunks(size_t workspace) {
   return [workspace](const SelectInputs& in, const IndexSelectOptions& options, double mean) {
-    fused_select::ListLimits limits;
+    fused_select::SelectLimits limits = never_stored();
     limits.workspace = workspace;
     limits.window = fused_select::kMergeStep;
     IndexSelectParams params;
     set_problem(params, in.query, in.key, options);
     const auto plan = fused_select::plan_lists(params, emulation::multiprocessors, limits);
-    EXPECT_GT(plan.chunks, 1);
+    EXPECT_GT(plan.chunks.count, 1);
     EXPECT_LT(plan.window, params.keys);
     return run_emulated(in, options, mean, limits);
   };
@@ -125,10 +115,19 @@ class IndexSelectEmulated : public ::testing::Test {
 /// What holds however rows are finished.
 class IndexSelectEmulatedRows : public IndexSelectEmulated,
                                 public ::testing::WithParamInterface<testing::Selector> {};
+constexpr const char* kWays[] = {"Stored", "Lists", "InPlace"};
 INSTANTIATE_TEST_SUITE_P(Ways, IndexSelectEmulatedRows,
                          ::testing::Values(testing::Selector(select_emulated),
+                                           testing::Selector(select_from_lists),
                                            testing::Selector(select_in_place)),
-                         [](const auto& info) { return info.index == 0 ? "Apart" : "InPlace"; });
+                         [](const auto& info) { return kWays[info.index]; });
+
+/// And of rows that queries share.
+class IndexSelectEmulatedShared : public IndexSelectEmulatedRows {};
+INSTANTIATE_TEST_SUITE_P(Ways, IndexSelectEmulatedShared,
+                         ::testing::Values(testing::Selector(select_emulated),
+                                           testing::Selector(select_from_lists)),
+                         [](const auto& info) { return kWays[info.index]; });
 
 TEST_P(IndexSelectEmulatedRows, MatchesFp64OnRandomProblems) {
   check_selection(random_select_inputs(1, 60, 300, 4, 64), make_select_options(40, "hard_sigmoid", 4, 16),
@@ -209,30 +208,28 @@ IndexSelectOptions shared_options(int64_t k, int64_t query_tile, int64_t first, 
   return options;
 }
 
-TEST_F(IndexSelectEmulated, SharedRowsMatchFp64OnRandomProblems) {
-  check_selection(random_select_inputs(1, 150, 400, 4, 64), shared_options(40, 64, 4, 16), select_emulated);
-  check_selection(random_select_inputs(2, 130, 130, 4, 64), shared_options(30, 64, 0, 0), select_emulated);
+TEST_P(IndexSelectEmulatedShared, SharedRowsMatchFp64OnRandomProblems) {
+  check_selection(random_select_inputs(1, 150, 400, 4, 64), shared_options(40, 64, 4, 16), GetParam());
+  check_selection(random_select_inputs(2, 130, 130, 4, 64), shared_options(30, 64, 0, 0), GetParam());
   check_selection(random_select_inputs(1, 90, 200, 1, 32), shared_options(20, 16, 1, 3, "sigmoid"),
-                  select_emulated);
-  check_selection(random_select_inputs(1, 70, 150, 8, 128), shared_options(30, 7, 1, 2, "relu"),
-                  select_emulated);
+                  GetParam());
+  check_selection(random_select_inputs(1, 70, 150, 8, 128), shared_options(30, 7, 1, 2, "relu"), GetParam());
 }
 
-TEST_F(IndexSelectEmulated, SharedRowsWithTies) {
+TEST_P(IndexSelectEmulatedShared, SharedRowsWithTies) {
   for (const int64_t tile : {2, 64, 100}) {
     SCOPED_TRACE(::testing::Message() << "query_tile " << tile);
-    check_exact_selection(tied_select_inputs(2, 110, 300, 4, 64), shared_options(50, tile, 3, 5),
-                          select_emulated);
+    check_exact_selection(tied_select_inputs(2, 110, 300, 4, 64), shared_options(50, tile, 3, 5), GetParam());
     // First tiles with nothing, or less than the budget, before them; kept positions that overlap.
     check_exact_selection(tied_select_inputs(1, 203, 203, 4, 64), shared_options(60, tile, 20, 40),
-                          select_emulated);
+                          GetParam());
   }
   SelectInputs equal = tied_select_inputs(1, 40, 2600, 4, 64);  // lists fill up and boundaries overflow
   equal.key = equal.key.slice(1, 0, 1).expand({1, 2600, 64}).contiguous();
-  check_exact_selection(equal, shared_options(20, 16, 0, 0), select_emulated);
+  check_exact_selection(equal, shared_options(20, 16, 0, 0), GetParam());
 }
 
-TEST_F(IndexSelectEmulated, SharedRowsMatchTheReferenceOnRandomShapes) {
+TEST_P(IndexSelectEmulatedShared, SharedRowsMatchTheReferenceOnRandomShapes) {
   for (int64_t trial = 0; trial < 8; ++trial) {
     auto generator = testing::case_generator(trial);
     const int64_t queries = testing::draw(generator, 1, 130),
@@ -245,17 +242,17 @@ TEST_F(IndexSelectEmulated, SharedRowsMatchTheReferenceOnRandomShapes) {
     SCOPED_TRACE(::testing::Message()
                  << "trial " << trial << ": T " << queries << " S " << keys << " k " << options.k_max
                  << " query_tile " << options.query_tile << " keep " << first << " + " << recent);
-    check_exact_selection(tied_select_inputs(1, queries, keys, 4, 64), options, select_emulated);
+    check_exact_selection(tied_select_inputs(1, queries, keys, 4, 64), options, GetParam());
   }
 }
 
-TEST_F(IndexSelectEmulated, SharedRowsWithAdaptiveBudgets) {
+TEST_P(IndexSelectEmulatedShared, SharedRowsWithAdaptiveBudgets) {
   for (const std::string budget : {"inverse", "as_printed"}) {
     IndexSelectOptions options = shared_options(90, 32, 2, 5);
     options.k_base = 40;
     options.budget = budget;
     options.tile_factor = budget == "inverse" ? 1.0 : 1.3;
-    check_selection(random_select_inputs(2, 110, 170, 4, 64), options, select_emulated);
+    check_selection(random_select_inputs(2, 110, 170, 4, 64), options, GetParam());
   }
 }
 
@@ -275,23 +272,23 @@ TEST_F(IndexSelectEmulated, EntropyAndMaximumBudgets) {
   }
 }
 
-TEST_F(IndexSelectEmulated, SharedRowsBehindSampledGates) {
+TEST_P(IndexSelectEmulatedShared, SharedRowsBehindSampledGates) {
   SelectInputs in = tied_select_inputs(1, 20, 2600, 4, 64);
   const IndexSelectOptions options = shared_options(40, 8, 0, 0);
-  check_exact_selection(in, options, select_emulated);
+  check_exact_selection(in, options, GetParam());
   for (const double sign : {1.0, -1.0}) {
     in.key = at::randint(-1, 2, {1, 2600, 64}, at::kBFloat16) / 16;
     for (int64_t phase = 0; phase < 32; phase += 2) in.key.slice(1, phase, 2600, 32).fill_(sign / 8);
-    check_exact_selection(in, options, select_emulated);
+    check_exact_selection(in, options, GetParam());
   }
 }
 
-TEST_F(IndexSelectEmulated, SharedRowsNeverHoldNaN) {
+TEST_P(IndexSelectEmulatedShared, SharedRowsNeverHoldNaN) {
   SelectInputs in = random_select_inputs(1, 100, 260, 4, 64);
   in.key.slice(1, 0, 260, 7).fill_(std::numeric_limits<double>::quiet_NaN());
   in.query.slice(1, 70, 75).fill_(std::numeric_limits<double>::quiet_NaN());
-  check_selection(in, shared_options(60, 32, 1, 3), select_emulated);
-  check_selection(in, shared_options(1000, 64, 1, 3), select_emulated);
+  check_selection(in, shared_options(60, 32, 1, 3), GetParam());
+  check_selection(in, shared_options(1000, 64, 1, 3), GetParam());
 }
 
 TEST_F(IndexSelectEmulated, SharedRowsInChunksAndWindows) {
@@ -313,17 +310,44 @@ TEST_F(IndexSelectEmulated, SharedRowsInChunksAndWindows) {
                         select_in_chunks(size_t{1} << 20));
 }
 
+// Scores of several sequences together, then of parts of one.
+TEST_F(IndexSelectEmulated, StoredScoresInChunks) {
+  for (const int64_t tile : {1, 24}) {
+    const auto in_chunks = [tile](const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+      fused_select::SelectLimits limits;
+      limits.workspace = tile == 1 ? size_t{300} << 10 : size_t{400} << 10;
+      IndexSelectParams params;
+      set_problem(params, in.query, in.key, options);
+      EXPECT_GT(fused_select::plan_scores(params, limits).count, 1);
+      return run_emulated(in, options, mean, limits);
+    };
+    IndexSelectOptions options = make_select_options(50, "hard_sigmoid", 3, 5);
+    options.query_tile = tile;
+    check_exact_selection(tied_select_inputs(3, 70, 333, 4, 64), options, in_chunks);
+    check_exact_selection(tied_select_inputs(2, 250, 600, 4, 64), options, in_chunks);
+  }
+}
+
+// Rows whose scores lie far apart, or nearly all in one bin: the histogram does not tell.
+TEST_F(IndexSelectEmulated, StoredScoresOutOfScale) {
+  SelectInputs in = tied_select_inputs(1, 40, 700, 8, 128);
+  in.key.slice(1, 100, 700, 50).mul_(1e6);
+  check_selection(in, make_select_options(30, "relu", 1, 2), select_emulated);
+  in.key.slice(1, 100, 700, 50).fill_(std::numeric_limits<double>::infinity());
+  check_selection(in, make_select_options(30, "relu", 1, 2), select_emulated);
+}
+
 // Queries that agree leave a row short of keys with a positive margin: it is done again with longer lists.
-TEST_F(IndexSelectEmulated, SharedRowsOfQueriesThatAgree) {
+TEST_P(IndexSelectEmulatedShared, SharedRowsOfQueriesThatAgree) {
   SelectInputs in = tied_select_inputs(2, 96, 700, 4, 64);
   in.query = in.query.slice(1, 0, 1).expand_as(in.query).contiguous();
   in.weight = in.weight.slice(1, 0, 1).expand_as(in.weight).contiguous();
-  check_exact_selection(in, shared_options(60, 16, 2, 8), select_emulated);
+  check_exact_selection(in, shared_options(60, 16, 2, 8), GetParam());
   // Only the last sequence's queries agree.
   SelectInputs mixed = tied_select_inputs(2, 96, 700, 4, 64);
   mixed.query.slice(0, 1, 2).copy_(in.query.slice(0, 1, 2));
   mixed.weight.slice(0, 1, 2).copy_(in.weight.slice(0, 1, 2));
-  check_exact_selection(mixed, shared_options(60, 16, 2, 8), select_emulated);
+  check_exact_selection(mixed, shared_options(60, 16, 2, 8), GetParam());
 }
 
 }  // namespace

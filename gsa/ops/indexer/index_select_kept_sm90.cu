@@ -33,16 +33,16 @@ cudaError_t launch_chunk(const IndexSelectParams& p, const ListPlan& plan, bool 
 
 }  // namespace
 
-cudaError_t launch_kept(const IndexSelectParams& p, const ListLimits& limits, cudaStream_t stream) {
+cudaError_t launch_kept(const IndexSelectParams& p, const SelectLimits& limits, cudaStream_t stream) {
   const ListPlan plan = plan_lists(p, multiprocessors(), limits);
   cudaError_t error = cudaFuncSetAttribute(finish_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            kept_scratch_bytes(p) * kKeptWarps);
   if (error == cudaSuccess && p.query_tile > 1)
     error = cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  merge_shared_bytes(plan.window));
-  for (int64_t i = 0; i < plan.chunks && error == cudaSuccess; ++i) {
-    IndexSelectParams chunk = list_chunk(p, plan, i);
-    chunk.keep_lists = true;
+  for (int64_t i = 0; i < plan.chunks.count && error == cudaSuccess; ++i) {
+    IndexSelectParams chunk = chunk_of(p, plan.chunks, i);
+    chunk.leaves = SelectLeaves::kLists;
     error = launch_chunk(chunk, plan, false, stream);
     if (error == cudaSuccess && p.query_tile > 1) error = launch_chunk(chunk, plan, true, stream);
   }

@@ -16,6 +16,7 @@
 #include "gsa/ops/indexer/index_select_consumer.h"
 #include "gsa/ops/indexer/index_select_layout.h"
 #include "gsa/ops/indexer/index_select_sm90.h"
+#include "gsa/ops/indexer/index_select_stored_score.cuh"
 
 namespace gsa::fused_select {
 
@@ -28,10 +29,7 @@ __global__ void __launch_bounds__(Layout<S>::kThreads, 1)
   if (p.again != nullptr && header->rows_again == 0) return;
   if (threadIdx.x == 0) {
     for (Group<S>& group : shared.groups) {
-      for (int i = 0; i < Group<S>::kStages; ++i) {
-        cuda::mbarrier_init(&group.full[i], 1);
-        cuda::mbarrier_init(&group.empty[i], 4);
-      }
+      group.init();
       group.again[0] = group.again[1] = 0;
       group.flush_request = -1;
     }
@@ -92,19 +90,32 @@ cudaError_t make_maps(const IndexSelectParams& p, Maps& maps) {
                                     swizzle);
 }
 
+template <class S, class... Parameters, class... Arguments>
+cudaError_t launch_with(void (*kernel)(Parameters...), int blocks, int shared_bytes, cudaStream_t stream,
+                        const Arguments&... arguments) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error != cudaSuccess) return error;
+  return cuda::launch(kernel, blocks, Layout<S>::kThreads, shared_bytes, stream, arguments...);
+}
+
 template <class S>
 cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
+  constexpr int kShared = sizeof(Layout<S>);
+  static_assert(std::max(sizeof(Layout<S>), sizeof(ScoreLayout<S>)) <= 227 << 10,
+                "the shared memory of a multiprocessor");
   Maps maps;
-  cudaError_t error = make_maps<S>(p, maps);
+  const cudaError_t error = make_maps<S>(p, maps);
   if (error != cudaSuccess) return error;
-  constexpr int kShared = static_cast<int>(sizeof(Layout<S>));
-  static_assert(kShared <= 227 << 10, "the shared memory of a multiprocessor");
-  error = cudaFuncSetAttribute(select_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  if (error != cudaSuccess) return error;
-  const int64_t works = work_count(p);
-  return cuda::launch(select_kernel<S>, block_count(p, multiprocessors()), Layout<S>::kThreads, kShared,
-                      stream, p, maps.keys, maps.strided, static_cast<int>(list_capacity(p)),
-                      static_cast<int>(works));
+  const int most = multiprocessors();
+  if (p.leaves == SelectLeaves::kScores) {
+    if constexpr (S::kSoftmax) return cudaErrorInvalidValue;
+    const StoredScores stored = stored_scores(p);
+    const int blocks = static_cast<int>(std::min<int64_t>(stored.all_blocks(), most));
+    return launch_with<S>(score_kernel<S>, blocks, sizeof(ScoreLayout<S>), stream, p, maps.keys, stored);
+  }
+  return launch_with<S>(select_kernel<S>, block_count(p, most), kShared, stream, p, maps.keys, maps.strided,
+                        static_cast<int>(list_capacity(p)), static_cast<int>(work_count(p)));
 }
 
 template <IndexActivation kActivation, int kHeads>

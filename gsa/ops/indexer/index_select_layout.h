@@ -18,14 +18,26 @@ struct Header {
   unsigned wild_keys;
 };
 
-// A warpgroup's keys as they stream by, and what it and the warp that feeds it tell each other.
+// A warpgroup's keys as they stream by.
 template <class S>
-struct Group {
+struct KeyRing {
   static constexpr int kStages = 3;
 
   alignas(1024) uint8_t keys[kStages][S::kStageBytes];
   uint64_t full[kStages];
   uint64_t empty[kStages];
+
+  __device__ __forceinline__ void init() {
+    for (int i = 0; i < kStages; ++i) {
+      cuda::mbarrier_init(&full[i], 1);
+      cuda::mbarrier_init(&empty[i], 4);
+    }
+  }
+};
+
+// With what the warpgroup and the warp that feeds it tell each other.
+template <class S>
+struct Group : KeyRing<S> {
   int tile;
   int again[2];
   int flush_request;  // the product after which the warps shall flush
@@ -98,17 +110,17 @@ __device__ __forceinline__ void tile_barrier(int group) {
 // ---- producers: one warp for each warpgroup; lane 0 feeds the ring
 
 template <class S>
-__device__ void load_block(Group<S>& group, cuda::RingPosition<Group<S>::kStages>& at, const CUtensorMap* map,
-                           bool strided, int block, int batch) {
-  cuda::mbarrier_wait(&group.empty[at.slot], at.parity ^ 1);
-  cuda::mbarrier_arrive_expect(&group.full[at.slot], S::kStageBytes);
+__device__ void load_block(KeyRing<S>& ring, cuda::RingPosition<KeyRing<S>::kStages>& at,
+                           const CUtensorMap* map, bool strided, int block, int batch) {
+  cuda::mbarrier_wait(&ring.empty[at.slot], at.parity ^ 1);
+  cuda::mbarrier_arrive_expect(&ring.full[at.slot], S::kStageBytes);
   for (int panel = 0; panel < S::kDim / S::kPanelDim; ++panel) {
-    uint8_t* to = group.keys[at.slot] + panel * S::kPanelBytes;
+    uint8_t* to = ring.keys[at.slot] + panel * S::kPanelBytes;
     if (strided)
-      cuda::tma_load_4d(to, map, &group.full[at.slot], panel * S::kPanelDim, sample_phase(block),
+      cuda::tma_load_4d(to, map, &ring.full[at.slot], panel * S::kPanelDim, sample_phase(block),
                         block * kBlockKeys, batch);
     else
-      cuda::tma_load_3d(to, map, &group.full[at.slot], panel * S::kPanelDim, block * kBlockKeys, batch);
+      cuda::tma_load_3d(to, map, &ring.full[at.slot], panel * S::kPanelDim, block * kBlockKeys, batch);
   }
   at.advance();
 }

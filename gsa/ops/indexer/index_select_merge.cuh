@@ -10,6 +10,7 @@
 
 #include "gsa/cuda/launch.h"
 #include "gsa/cuda/reduction.h"
+#include "gsa/ops/indexer/index_select_block.h"
 #include "gsa/ops/indexer/index_select_layout.h"
 #include "gsa/ops/indexer/index_select_params.h"
 #include "gsa/ops/indexer/index_select_plan.h"
@@ -17,36 +18,16 @@
 
 namespace gsa::fused_select {
 
-constexpr int kMergeDigits = 2048;
 constexpr int kMergeQueries = 256;
-static_assert(kMergeDigits == 4 * kMergeThreads, "four digits a thread");
 
 struct MergeScratch {
-  uint32_t digits[kMergeDigits];
+  BlockScratch<kMergeThreads, 2048> block;
   int cursors[kMergeQueries];  // where in the queries' lists the next window begins
-  int sums[kMergeThreads / 32];
-  int found_digit;
-  int found_rank;
 };
 
 // Shared memory of a merging block: the scratch, then the window's margins.
 inline int merge_shared_bytes(int window) {
   return static_cast<int>(sizeof(MergeScratch)) + window * 4;
-}
-
-// Sum over the threads before this one, and over all. All threads of the block take part.
-__device__ __forceinline__ int block_exclusive_sum(int x, int* sums, int& total) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  int before = cuda::warp_exclusive_sum(x);
-  if ((threadIdx.x & 31) == 31) sums[warp] = before + x;
-  __syncthreads();
-  total = 0;
-  for (int w = 0; w < kMergeThreads / 32; ++w) {
-    if (w < warp) before += sums[w];
-    total += sums[w];
-  }
-  __syncthreads();
-  return before;
 }
 
 struct Merger {
@@ -59,6 +40,9 @@ struct Merger {
   uint32_t gate = kLowest;
 
   static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ int block_sum(int x, int& total) {
+    return block_exclusive_sum<kMergeThreads>(x, scratch.block.sums, total);
+  }
 
   __device__ __forceinline__ void clear(int width) {
     for (int i = thread(); i < width; i += kMergeThreads) best[i] = 0;
@@ -106,7 +90,7 @@ struct Merger {
         keys[i] = first + i < width ? best[first + i] : 0;
         mine += keys[i] > gate;
       }
-      int to = count + block_exclusive_sum(mine, scratch.sums, total);
+      int to = count + block_sum(mine, total);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (keys[i] > gate) merged[to++] = uint2{keys[i], static_cast<uint32_t>(begin + first + i)};
@@ -115,56 +99,21 @@ struct Merger {
     __syncthreads();
   }
 
-  // The wanted-th largest margin of the merged list, which has more than that; how many of those equal to it
-  // are wanted goes to `ties`.
-  __device__ __forceinline__ uint32_t find_last(int& ties) {
-    uint32_t prefix = 0, known = 0;
-    int rank = wanted;
-#pragma unroll
-    for (int shift : {21, 10, 0}) {
-      const uint32_t digit_mask = shift == 0 ? kMergeDigits / 2 - 1 : kMergeDigits - 1;
-      for (int i = thread(); i < kMergeDigits; i += kMergeThreads) scratch.digits[i] = 0;
-      __syncthreads();
-      for (int i = thread(); i < count; i += kMergeThreads) {
-        const uint32_t key = merged[i].x;
-        if (((key ^ prefix) & known) == 0) atomicAdd(&scratch.digits[key >> shift & digit_mask], 1u);
-      }
-      __syncthreads();
-      const int top = kMergeDigits - 1 - 4 * thread();  // thread 0 has the largest digits
-      int mine = 0, total;
-      for (int i = 0; i < 4; ++i) mine += scratch.digits[top - i];
-      int above = block_exclusive_sum(mine, scratch.sums, total);
-      for (int i = 0; i < 4; ++i) {
-        const int here = scratch.digits[top - i];
-        if (above < rank && rank <= above + here) {
-          scratch.found_digit = top - i;
-          scratch.found_rank = rank - above;
-        }
-        above += here;
-      }
-      __syncthreads();
-      prefix |= static_cast<uint32_t>(scratch.found_digit) << shift;
-      known |= digit_mask << shift;
-      rank = scratch.found_rank;
-      __syncthreads();
-    }
-    ties = rank;
-    return prefix;
-  }
-
   // Leaves the best `wanted` of the merged list, in their order.
   __device__ __forceinline__ void cut() {
     if (count <= wanted) return;
     __syncthreads();
-    int ties;
-    const uint32_t last = find_last(ties);
+    const uint32_t last = find_kth(scratch.block, wanted, [this](auto visit) {
+      for (int i = thread(); i < count; i += kMergeThreads) visit(merged[i].x);
+    });
+    const int ties = scratch.block.found_rank;
     int sure = 0, equal = 0;  // before the step
     for (int base = 0; base < count; base += kMergeThreads) {
       const int i = base + thread();
       const uint2 entry = i < count ? merged[i] : uint2{0, 0};
       const int above = entry.x > last, tie = i < count && entry.x == last;
       int total;
-      const int before = block_exclusive_sum(above | tie << 16, scratch.sums, total);
+      const int before = block_sum(above | tie << 16, total);
       const int equal_before = equal + (before >> 16);
       // What is written lies at or before what the step has read.
       if (above || (tie && equal_before < ties))
@@ -182,7 +131,7 @@ struct Merger {
     const uint32_t zero = ordered_key(0.0f);
     int mine = 0, total;
     for (int i = thread(); i < count; i += kMergeThreads) mine += merged[i].x > zero;
-    block_exclusive_sum(mine, scratch.sums, total);
+    block_sum(mine, total);
     return total;
   }
 };

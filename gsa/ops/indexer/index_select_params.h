@@ -11,6 +11,9 @@ enum class IndexActivation { kSigmoid, kHardSigmoid, kRelu };
 // The budget rules that the kernel computes itself (semantics.md 4).
 enum class SelectBudget { kFixed, kInverse, kAsPrinted, kRandom, kEntropy, kMaxScore };
 
+// What the kernel that scores leaves: finished rows, or what another kernel makes them of.
+enum class SelectLeaves { kRows, kLists, kScores };
+
 struct IndexSelectParams {
   const void* index_query = nullptr;    // bf16 [batch, queries, heads, dim]
   const void* index_key = nullptr;      // bf16 [batch, keys, dim]
@@ -36,8 +39,8 @@ struct IndexSelectParams {
   double tile_factor = 1.5;
   IndexActivation activation = IndexActivation::kSigmoid;
   SelectBudget budget = SelectBudget::kFixed;
-  const float* log_scale = nullptr;  // scalar, or null for zero; read by kEntropy
-  bool keep_lists = false;           // set by the launcher: the streaming kernel leaves rows to another one
+  const float* log_scale = nullptr;           // scalar, or null for zero; read by kEntropy
+  SelectLeaves leaves = SelectLeaves::kRows;  // set by the launcher
   // Between the kernels of shared rows: null, or which rows (nonzero) are done again with longer lists.
   const int32_t* again = nullptr;
 };

@@ -173,26 +173,74 @@ inline int64_t list_capacity(const IndexSelectParams& p) {
   return first > all ? first : all;
 }
 
-struct ListLimits {
-  size_t workspace = size_t{640} << 20;  // bytes, roughly: 16K lists at k 2048
+// Keys of a row of stored scores: their bits fit shared memory.
+constexpr int64_t kMostStored = 1 << 20;
+
+struct SelectLimits {
+  size_t workspace = size_t{640} << 20;  // bytes, roughly, of scores or lists: 16K lists at k 2048
   int window = 48 << 10;                 // positions that a merging block holds at a time
+  // All scores are stored where there are so few keys that lists would be as long, or so few queries, over
+  // the batch, that most multiprocessors would have no tile to score.
+  int64_t stored_keys = 15000;
+  int64_t stored_queries = 2048;
+  int64_t stored_shared_keys = 20000;  // the same for shared rows
+  int64_t stored_shared_queries = 1536;
   // Rows of their own of so many keys are finished by another kernel. That is worth it where many tiles
   // finish at once, and where their lists fit the workspace in a few chunks: the ends of chunks cost
   // more.
   int64_t most_keys = 40000;
 };
 
-// Whether lists are kept for another kernel.
-inline bool keeps_lists(const IndexSelectParams& p, const ListLimits& limits) {
-  return p.query_tile > 1 || p.keys <= limits.most_keys;
+// What the kernel that scores leaves.
+inline SelectLeaves select_leaves(const IndexSelectParams& p, const SelectLimits& limits) {
+  const bool softmax = p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
+  const bool shared = p.query_tile > 1;
+  const int64_t queries = shared ? limits.stored_shared_queries : limits.stored_queries;
+  const int64_t keys = shared ? limits.stored_shared_keys : limits.stored_keys;
+  const bool few = p.keys <= keys || p.batch * p.queries <= queries;
+  if (few && p.keys <= kMostStored && !softmax) return SelectLeaves::kScores;
+  return shared || p.keys <= limits.most_keys ? SelectLeaves::kLists : SelectLeaves::kRows;
 }
 
-// A call goes through its queries in chunks, whose lists lie in the workspace together.
-struct ListPlan {
+// A call may go through its queries in chunks, whose scores or lists lie in the workspace together.
+struct Chunks {
   int64_t batch;    // of a chunk: several sequences,
   int64_t queries;  // or a part of one
-  int64_t chunks_of_sequence;
-  int64_t chunks;
+  int64_t of_sequence;
+  int64_t count;
+};
+
+inline Chunks make_chunks(const IndexSelectParams& p, int64_t batch, int64_t queries) {
+  batch = std::clamp<int64_t>(batch, 1, p.batch);
+  queries = std::clamp<int64_t>(queries, 1, p.queries);
+  const int64_t of_sequence = (p.queries + queries - 1) / queries;
+  return {batch, queries, of_sequence, of_sequence * ((p.batch + batch - 1) / batch)};
+}
+
+// A chunk as a problem of its own: queries end where the chunk does, and keys with its last query. What does
+// not fill a chunk comes first, where there are the fewest keys.
+inline IndexSelectParams chunk_of(const IndexSelectParams& p, const Chunks& chunks, int64_t number) {
+  const int64_t b = number / chunks.of_sequence * chunks.batch, part = number % chunks.of_sequence;
+  const int64_t rows = rows_of(p), chunk_rows = (chunks.queries + p.query_tile - 1) / p.query_tile;
+  const int64_t first_row = std::max<int64_t>(0, rows - (chunks.of_sequence - part) * chunk_rows);
+  const int64_t end_row = rows - (chunks.of_sequence - 1 - part) * chunk_rows;
+  const int64_t q = first_row * p.query_tile;
+  IndexSelectParams chunk = p;
+  chunk.batch = std::min(p.batch - b, chunks.batch);
+  chunk.queries = std::min(end_row * p.query_tile, p.queries) - q;
+  chunk.keys = p.keys - p.queries + q + chunk.queries;
+  const int64_t token = b * p.queries + q, row = b * rows + first_row;
+  chunk.index_query = static_cast<const char*>(p.index_query) + token * p.heads * p.dim * 2;
+  chunk.index_key = static_cast<const char*>(p.index_key) + b * p.keys * p.dim * 2;
+  chunk.head_weight = p.head_weight + token * p.heads;
+  chunk.statistic = p.statistic + token;
+  chunk.indices = p.indices + row * p.capacity;
+  chunk.counts = p.counts + row;
+  return chunk;
+}
+
+struct ListPlan {
+  Chunks chunks;
   int merged;  // entries of a tile's merged list
   int window;  // positions that a merging block holds at a time
 };
@@ -221,7 +269,7 @@ inline ListSpace list_space(const IndexSelectParams& p, int merged) {
 }
 
 // Chunks as large as the limit allows; from one tile for every multiprocessor on, so many for each.
-inline ListPlan plan_lists(const IndexSelectParams& p, int multiprocessors, const ListLimits& limits = {}) {
+inline ListPlan plan_lists(const IndexSelectParams& p, int multiprocessors, const SelectLimits& limits = {}) {
   ListPlan plan{};
   const int64_t most = list_need(p) < p.keys ? list_need(p) : p.keys;
   plan.merged = p.query_tile > 1 ? static_cast<int>(2 * most + kMergeStep) : 0;
@@ -233,46 +281,16 @@ inline ListPlan plan_lists(const IndexSelectParams& p, int multiprocessors, cons
   int64_t tiles = static_cast<int64_t>(limits.workspace) / (row_bytes * tile);
   const int64_t of_sequence = (p.queries + tile - 1) / tile;
   if (tiles < of_sequence && tiles > multiprocessors) tiles -= tiles % multiprocessors;
-  if (tiles >= of_sequence) {
-    plan.batch = tiles / of_sequence < p.batch ? tiles / of_sequence : p.batch;
-    plan.queries = p.queries;
-  } else {
-    plan.batch = 1;
-    const int64_t rows = tiles * tile / p.query_tile;
-    plan.queries = (rows > 1 ? rows : 1) * p.query_tile;
-    if (plan.queries > p.queries) plan.queries = p.queries;
-  }
-  plan.chunks_of_sequence = (p.queries + plan.queries - 1) / plan.queries;
-  plan.chunks = plan.chunks_of_sequence * ((p.batch + plan.batch - 1) / plan.batch);
+  const int64_t rows = std::max<int64_t>(1, tiles * tile / p.query_tile);
+  plan.chunks = tiles >= of_sequence ? make_chunks(p, tiles / of_sequence, p.queries)
+                                     : make_chunks(p, 1, rows * p.query_tile);
   return plan;
-}
-
-// A chunk as a problem of its own: queries end where the chunk does, and keys with its last query. What does
-// not fill a chunk comes first, where there are the fewest keys.
-inline IndexSelectParams list_chunk(const IndexSelectParams& p, const ListPlan& plan, int64_t number) {
-  const int64_t b = number / plan.chunks_of_sequence * plan.batch, part = number % plan.chunks_of_sequence;
-  const int64_t rows = rows_of(p), chunk_rows = (plan.queries + p.query_tile - 1) / p.query_tile;
-  const int64_t first_row = std::max<int64_t>(0, rows - (plan.chunks_of_sequence - part) * chunk_rows);
-  const int64_t end_row = rows - (plan.chunks_of_sequence - 1 - part) * chunk_rows;
-  const int64_t q = first_row * p.query_tile;
-  IndexSelectParams chunk = p;
-  chunk.batch = std::min(p.batch - b, plan.batch);
-  chunk.queries = std::min(end_row * p.query_tile, p.queries) - q;
-  chunk.keys = p.keys - p.queries + q + chunk.queries;
-  const int64_t token = b * p.queries + q, row = b * rows + first_row;
-  chunk.index_query = static_cast<const char*>(p.index_query) + token * p.heads * p.dim * 2;
-  chunk.index_key = static_cast<const char*>(p.index_key) + b * p.keys * p.dim * 2;
-  chunk.head_weight = p.head_weight + token * p.heads;
-  chunk.statistic = p.statistic + token;
-  chunk.indices = p.indices + row * p.capacity;
-  chunk.counts = p.counts + row;
-  return chunk;
 }
 
 inline size_t list_workspace_bytes(const IndexSelectParams& p, const ListPlan& plan) {
   IndexSelectParams largest = p;
-  largest.batch = plan.batch;
-  largest.queries = plan.queries;  // with all keys: the last chunk, and no other needs more
+  largest.batch = plan.chunks.batch;
+  largest.queries = plan.chunks.queries;  // with all keys: the last chunk, and no other needs more
   return list_space(largest, plan.merged).bytes;
 }
 

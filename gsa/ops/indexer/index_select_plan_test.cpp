@@ -7,6 +7,7 @@
 #include <set>
 #include <vector>
 
+#include "gsa/ops/indexer/index_select_stored_plan.h"
 #include "gsa/testing/random.h"
 
 namespace gsa::fused_select {
@@ -152,19 +153,19 @@ TEST(IndexSelectPlan, ChunksCoverTheQueries) {
           p.head_weight = p.statistic = numbers.data();
           p.counts = p.indices = counts.data();
           p.capacity = 0;
-          const ListPlan plan = plan_lists(p, 132, ListLimits{limit, 1 << 14});
+          const ListPlan plan = plan_lists(p, 132, SelectLimits{limit, 1 << 14});
           const size_t bytes = list_workspace_bytes(p, plan);
           std::vector<int> seen(batch * queries);
-          for (int64_t i = 0; i < plan.chunks; ++i) {
-            const IndexSelectParams c = list_chunk(p, plan, i);
+          for (int64_t i = 0; i < plan.chunks.count; ++i) {
+            const IndexSelectParams c = chunk_of(p, plan.chunks, i);
             ASSERT_GE(c.batch, 1);
             ASSERT_GE(c.queries, 1);
             ASSERT_TRUE(c.batch == 1 || c.queries == queries);
             const int64_t token = c.statistic - p.statistic, first = token % queries;
             EXPECT_EQ(first % tile, 0);
             // Only the first chunk of a sequence, with the fewest keys, may be small.
-            if (i % plan.chunks_of_sequence > 0) {
-              EXPECT_GT(c.queries, plan.queries - tile);
+            if (i % plan.chunks.of_sequence > 0) {
+              EXPECT_GT(c.queries, plan.chunks.queries - tile);
             }
             EXPECT_EQ(c.keys - c.queries, first + 100);  // the first query's position
             EXPECT_EQ(c.counts - p.counts, token / queries * rows + first / tile);
@@ -178,28 +179,96 @@ TEST(IndexSelectPlan, ChunksCoverTheQueries) {
         }
 }
 
-TEST(IndexSelectPlan, ListsAreKeptWhereAFewChunksHoldThem) {
-  const ListLimits limits;
-  for (const int64_t length : {1000, 8192, 16384, 32768, 40000, 40001, 131072}) {
-    const IndexSelectParams p = shared_problem(1, length, length, 2048, 1);
-    EXPECT_EQ(keeps_lists(p, limits), length <= 40000);
-    if (!keeps_lists(p, limits)) continue;
+TEST(IndexSelectPlan, ScoresOfFewAreStoredAndListsKeptWhereAFewChunksHoldThem) {
+  const SelectLimits limits;
+  using enum SelectLeaves;
+  for (const int64_t length : {5000, 15000, 15001, 32768, 40000, 40001, 131072}) {
+    IndexSelectParams p = shared_problem(1, length, length, 2048, 1);
+    EXPECT_EQ(select_leaves(p, limits), length <= 15000 ? kScores : length <= 40000 ? kLists : kRows);
     const ListPlan plan = plan_lists(p, 132);
-    EXPECT_LE(plan.chunks, length <= 16384 ? 1 : 4);
+    EXPECT_LE(plan.chunks.count, length <= 16384 ? 1 : length <= 40000 ? 4 : 11);
     EXPECT_EQ(plan.merged, 0);
+    p.budget = SelectBudget::kEntropy;  // reads more than stored rows are read for
+    EXPECT_EQ(select_leaves(p, limits), length <= 40000 ? kLists : kRows);
   }
+  EXPECT_EQ(select_leaves(shared_problem(2, 1024, 131072, 2048, 1), limits), kScores);
+  EXPECT_EQ(select_leaves(shared_problem(2, 1025, 131072, 2048, 1), limits), kRows);
+  EXPECT_EQ(select_leaves(shared_problem(1, 64, (1 << 20) + 1, 2048, 1), limits), kRows);
+  EXPECT_EQ(select_leaves(shared_problem(1, 20000, 20000, 2048, 64), limits), kScores);
+  EXPECT_EQ(select_leaves(shared_problem(1, 20001, 20001, 2048, 64), limits), kLists);
+  EXPECT_EQ(select_leaves(shared_problem(1, 1536, 131072, 2048, 64), limits), kScores);
+  EXPECT_EQ(select_leaves(shared_problem(1, 1537, 131072, 2048, 64), limits), kLists);
+}
+
+TEST(IndexSelectPlan, ThreadsOfARowByHowManyRowsAndKeysThereAre) {
+  EXPECT_EQ(row_threads(shared_problem(1, 8192, 8192, 2048, 1), 132), 64);
+  EXPECT_EQ(row_threads(shared_problem(1, 12288, 12288, 2048, 1), 132), 128);
+  EXPECT_EQ(row_threads(shared_problem(1, 2048, 2048, 2048, 1), 132), 64);
+  EXPECT_EQ(row_threads(shared_problem(1, 1024, 131072, 2048, 1), 132), 256);
+  EXPECT_EQ(row_threads(shared_problem(1, 64, 131072, 2048, 1), 132), 512);
+  EXPECT_EQ(row_threads(shared_problem(1, 64, 1000, 2048, 1), 132), 64);
+}
+
+TEST(IndexSelectPlan, StoredScoresHaveRoomForEveryPair) {
+  for (const int64_t batch : {1, 3})
+    for (const int64_t queries : {1, 31, 32, 33, 500, 2048})
+      for (const int64_t before : {0, 1, 20, 63, 64, 5000}) {
+        IndexSelectParams p = shared_problem(batch, queries, queries + before, 64, 1);
+        const StoredScores stored = stored_scores(p);
+        int64_t entry = 0, number = 0;
+        for (int64_t b = 0; b < batch; ++b)
+          for (int64_t tile = 0; tile < stored.tiles; ++tile) {
+            EXPECT_EQ(stored.first_entry(b, tile), entry);
+            entry += kTileQueries * stored.pitch(tile);
+            EXPECT_GE(stored.pitch(tile), std::min(p.keys, before + (tile + 1) * kTileQueries));
+            EXPECT_LT(stored.pitch(tile), before + (tile + 1) * kTileQueries + kBlockKeys);
+            for (int64_t block = 0; block < stored.blocks(tile); ++block) {
+              const ScoreBlock found = find_block(stored, number++);
+              EXPECT_EQ(found.sequence, b);
+              EXPECT_EQ(found.tile, tile);
+              EXPECT_EQ(found.block, block);
+            }
+          }
+        EXPECT_EQ(stored.all_blocks(), number);
+        EXPECT_EQ(stored_space(p).bytes, kHeaderBytes + (entry + kBlockKeys) * sizeof(float));
+      }
+}
+
+TEST(IndexSelectPlan, StoredScoresStayWithinTheirLimit) {
+  for (const size_t limit : {size_t{1} << 20, size_t{64} << 20, SelectLimits{}.workspace})
+    for (const int64_t queries : {1, 100, 4001, 16384})
+      for (const int64_t keys : {16384, 100003})
+        for (const int query_tile : {1, 64, 200}) {
+          SelectLimits limits;
+          limits.workspace = limit;
+          const IndexSelectParams p = shared_problem(3, queries, keys, 64, query_tile);
+          const Chunks chunks = plan_scores(p, limits);
+          size_t largest = 0;
+          for (int64_t i = 0; i < chunks.count; ++i) {
+            const IndexSelectParams chunk = chunk_of(p, chunks, i);
+            if (i % chunks.of_sequence < chunks.of_sequence - 1) {
+              EXPECT_EQ(chunk.queries % query_tile, 0);
+            }
+            largest = std::max(largest, stored_space(chunk).bytes);
+          }
+          EXPECT_LE(largest, stored_workspace_bytes(p, chunks));
+          if (chunks.queries > query_tile) {
+            EXPECT_LE(largest, limit + limit / 50);
+          }
+        }
+  EXPECT_EQ(plan_scores(shared_problem(1, 16384, 16384, 2048, 1), {}).count, 1);
 }
 
 TEST(IndexSelectPlan, SharedWorkspaceStaysWithinItsLimitAndFillsTheChip) {
-  const ListLimits limits;
+  const SelectLimits limits;
   for (const int k : {256, 1024, 2048}) {
     const IndexSelectParams p = shared_problem(1, 131072, 131072, k, 64);
     const ListPlan plan = plan_lists(p, 132);
     EXPECT_LE(list_workspace_bytes(p, plan), limits.workspace + (size_t{8} << 20));
-    EXPECT_GE(plan.queries, 132 * 96 - 64);
+    EXPECT_GE(plan.chunks.queries, 132 * 96 - 64);
   }
   const IndexSelectParams small = shared_problem(2, 512, 512, 256, 64);
-  EXPECT_EQ(plan_lists(small, 132).chunks, 1);
+  EXPECT_EQ(plan_lists(small, 132).chunks.count, 1);
   EXPECT_LE(plan_lists(small, 132).window, 2 * kMergeStep);
 }
 

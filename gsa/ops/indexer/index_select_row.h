@@ -43,6 +43,17 @@ __device__ __forceinline__ Cut cut_below(uint32_t key) {
   return {max(key, kLowest + 1) - 1, -1};
 }
 
+// The same with a score instead of a key.
+struct ScoreCut {
+  float score;
+  int position;
+
+  __device__ __forceinline__ bool takes(float s, int at) const {
+    return s > score || (s == score && at <= position);
+  }
+  static __device__ __forceinline__ ScoreCut everything() { return {-kInfinity, -1}; }
+};
+
 // How a row's scores fall into the bins of its histogram: linear, the ends take what lies outside.
 struct Scale {
   float low;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "gsa/ops/indexer/index_select_layout.h"
+#include "gsa/ops/indexer/index_select_stored_plan.h"
 
 namespace gsa {
 namespace fused_select {
@@ -61,14 +62,21 @@ bool index_select_sm90_takes(const IndexSelectParams& p) {
          list_capacity(p) <= kMaxList;
 }
 
-size_t index_select_sm90_workspace(const IndexSelectParams& p, const fused_select::ListLimits& limits) {
+size_t index_select_sm90_workspace(const IndexSelectParams& p, const fused_select::SelectLimits& limits) {
   using namespace fused_select;
-  if (keeps_lists(p, limits)) return list_workspace_bytes(p, plan_lists(p, multiprocessors(), limits));
-  return workspace_bytes(p, multiprocessors());
+  switch (select_leaves(p, limits)) {
+    case SelectLeaves::kScores:
+      return stored_workspace_bytes(p, plan_scores(p, limits));
+    case SelectLeaves::kLists:
+      return list_workspace_bytes(p, plan_lists(p, multiprocessors(), limits));
+    case SelectLeaves::kRows:
+      return workspace_bytes(p, multiprocessors());
+  }
+  return 0;
 }
 
 cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t stream,
-                                     const fused_select::ListLimits& limits) {
+                                     const fused_select::SelectLimits& limits) {
   using namespace fused_select;
   if (!index_select_sm90_takes(p)) return cudaErrorInvalidValue;
   const cudaError_t error = cudaMemsetAsync(p.workspace, 0, kHeaderBytes, stream);
@@ -77,7 +85,15 @@ cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t st
                                           static_cast<const uint4*>(p.index_key),
                                           p.batch * p.keys * p.dim / 8, static_cast<Header*>(p.workspace));
   if (looked != cudaSuccess) return looked;
-  return keeps_lists(p, limits) ? launch_kept(p, limits, stream) : launch_stream(p, stream);
+  switch (select_leaves(p, limits)) {
+    case SelectLeaves::kScores:
+      return launch_stored(p, limits, stream);
+    case SelectLeaves::kLists:
+      return launch_kept(p, limits, stream);
+    case SelectLeaves::kRows:
+      return launch_stream(p, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace gsa

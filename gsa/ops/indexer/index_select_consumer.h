@@ -93,11 +93,12 @@ struct Consumer {
   __device__ __forceinline__ void flush_if_due(Row& row, int asked) {
     constexpr int kAdds = S::kColumns / 4, kSoon = 3;
     const int staged = static_cast<int>(row.next - first_staged());
-    // Lane 0 has read the request, by an atomic like those that write it.
-    if (__any_sync(kWarp, asked == products || staged > (kStaged - kAdds) * kStagedStep)) {
-      flush(row);
-    } else if (__any_sync(kWarp, staged > (kStaged - kAdds - kSoon) * kStagedStep)) {
-      if (lane() == 0) atomicMax(&group.flush_request, products + 1);
+    const bool requested = asked == products;
+    if (__any_sync(kWarp, requested || staged > (kStaged - kAdds - kSoon) * kStagedStep)) {
+      if (__any_sync(kWarp, requested || staged > (kStaged - kAdds) * kStagedStep))
+        flush(row);
+      else if (lane() == 0)
+        atomicMax(&group.flush_request, products + 1);
     }
     ++products;
   }
@@ -112,7 +113,11 @@ struct Consumer {
     for (int half = 0; half < kBlockKeys / S::kColumns; ++half) {
       float logits[S::kProducts][S::kColumns / 2];
       issue_products<S>(q, stage, half * S::kColumns, logits);
-      const int asked = lane() == 0 ? atomicMax(&group.flush_request, -1) : -1;
+      const int asked = load_relaxed(&group.flush_request);
+      float scores[S::kColumns / 4];
+#pragma unroll
+      for (float& score : scores) score = q.offset - row.shift;
+      if constexpr (kTake == Take::kPlain) score_early(q, logits, scores);
       cuda::wgmma_wait<0>();
 #pragma unroll
       for (int i = 0; i < S::kProducts; ++i) cuda::wgmma_pin(logits[i]);
@@ -124,8 +129,8 @@ struct Consumer {
       if constexpr (kTake == Take::kSample) {
         count_scores<S>(q, logits, notes().scale, scratch().sampled[lane() / 4]);
       } else {
-        take_scores<S, kTake == Take::kMasked>(q, logits, begin + half * S::kColumns + 2 * (lane() & 3),
-                                               bounds, row, notes());
+        take_scores<S, kTake == Take::kMasked>(
+            q, logits, scores, begin + half * S::kColumns + 2 * (lane() & 3), bounds, row, notes());
         flush_if_due(row, asked);
       }
     }

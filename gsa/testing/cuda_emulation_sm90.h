@@ -166,6 +166,10 @@ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   using emulation::BarrierObject;
   emulation::wait_while(&BarrierObject::at(barrier).state, BarrierObject::kParity, parity << 31);
 }
+inline bool mbarrier_test(uint64_t* barrier, uint32_t parity) {
+  using emulation::BarrierObject;
+  return (BarrierObject::at(barrier).state & BarrierObject::kParity) != parity << 31;
+}
 
 // ---- gsa/cuda/tma.h
 

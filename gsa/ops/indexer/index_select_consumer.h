@@ -22,9 +22,10 @@ struct Consumer {
   const RowStore store;
   const bool wild_keys;
   cuda::RingPosition<Group<S>::kStages> at;
-  int works;          // of the whole grid
-  int64_t first_row;  // of the tile's lists
-  int products = 0;   // scored so far
+  int works;           // of the whole grid
+  int64_t first_row;   // of the tile's lists
+  int products = 0;    // scored so far
+  bool ready = false;  // the next block is there; looked up early, so that no one waits for the answer
 
   static __device__ __forceinline__ int lane() { return threadIdx.x & 31; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32 - 4; }
@@ -107,7 +108,7 @@ struct Consumer {
   template <Take kTake>
   __device__ __forceinline__ void take_block(const Query<S>& q, int begin, const Bounds& bounds,
                                              RowOf<S>& row) {
-    cuda::mbarrier_wait(&group.full[at.slot], at.parity);
+    if (!ready) cuda::mbarrier_wait(&group.full[at.slot], at.parity);
     const uint32_t stage = cuda::mbarrier_address(group.keys[at.slot]);
 #pragma unroll
     for (int half = 0; half < kBlockKeys / S::kColumns; ++half) {
@@ -125,6 +126,7 @@ struct Consumer {
         __syncwarp();
         if (lane() == 0) cuda::mbarrier_arrive(&group.empty[at.slot]);
         at.advance();
+        ready = cuda::mbarrier_test(&group.full[at.slot], at.parity);
       }
       if constexpr (kTake == Take::kSample) {
         count_scores<S>(q, logits, notes().scale, scratch().sampled[lane() / 4]);

@@ -167,7 +167,8 @@ __device__ __forceinline__ void take_scores(const Query<S>& q,
         counts = bounds.valid(key) && !isnan(s);
         skipped += bounds.valid(key) && isnan(s);
       }
-      sum += counts ? s : 0.0f;
+      const float counted = counts ? s : 0.0f;
+      sum = i == 0 ? counted : sum + counted;
       squares = counts ? fmaf(s, s, squares) : squares;
       if constexpr (S::kSoftmax)
         if (counts) row.enter(s);

@@ -106,6 +106,7 @@ struct Product {
   uint32_t a[4];
   uint64_t b;
   bool accumulate;
+  bool last = false;  // of its group
 };
 
 inline std::vector<Product>& issued_products() {
@@ -165,6 +166,10 @@ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   using emulation::BarrierObject;
   emulation::wait_while(&BarrierObject::at(barrier).state, BarrierObject::kParity, parity << 31);
 }
+inline bool mbarrier_test(uint64_t* barrier, uint32_t parity) {
+  using emulation::BarrierObject;
+  return (BarrierObject::at(barrier).state & BarrierObject::kParity) != parity << 31;
+}
 
 // ---- gsa/cuda/tma.h
 
@@ -193,19 +198,24 @@ inline void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t
 // ---- gsa/cuda/wgmma.h
 
 inline void wgmma_fence() {}
-inline void wgmma_commit() {}
+inline void wgmma_commit() {
+  emulation::issued_products().back().last = true;
+}
+// Computes the groups that must be done; those that may be in flight stay unknown as long as they can.
 template <int kInFlight>
 void wgmma_wait() {
-  static_assert(kInFlight == 0, "only waiting for all products is emulated");
   auto& mine = emulation::issued_products();
   const uint64_t* all = emulation::warp_gather(emulation::to_word(&mine), 'p');
   const std::vector<emulation::Product>* quad[4];
   for (int i = 0; i < 4; ++i)
     quad[i] = emulation::from_word<std::vector<emulation::Product>*>(all[(emulation::lane() & ~3) + i]);
-  for (size_t i = 0; i < mine.size(); ++i)
+  size_t done = mine.size();
+  for (int left = kInFlight; done > 0; --done)
+    if (mine[done - 1].last && left-- == 0) break;
+  for (size_t i = 0; i < done; ++i)
     emulation::multiply(mine[i], {&(*quad[0])[i], &(*quad[1])[i], &(*quad[2])[i], &(*quad[3])[i]});
   emulation::warp_gather(0, 'q');  // the quad's other threads have read this one's A
-  mine.clear();
+  mine.erase(mine.begin(), mine.begin() + static_cast<std::ptrdiff_t>(done));
 }
 template <int kCount>
 void wgmma_pin(float (&)[kCount]) {}

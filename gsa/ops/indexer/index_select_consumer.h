@@ -22,9 +22,10 @@ struct Consumer {
   const RowStore store;
   const bool wild_keys;
   cuda::RingPosition<Group<S>::kStages> at;
-  int works;          // of the whole grid
-  int64_t first_row;  // of the tile's lists
-  int products = 0;   // scored so far
+  int works;           // of the whole grid
+  int64_t first_row;   // of the tile's lists
+  int products = 0;    // scored so far
+  bool ready = false;  // the next block is there; looked up early, so that no one waits for the answer
 
   static __device__ __forceinline__ int lane() { return threadIdx.x & 31; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32 - 4; }
@@ -93,11 +94,12 @@ struct Consumer {
   __device__ __forceinline__ void flush_if_due(Row& row, int asked) {
     constexpr int kAdds = S::kColumns / 4, kSoon = 3;
     const int staged = static_cast<int>(row.next - first_staged());
-    // Lane 0 has read the request, by an atomic like those that write it.
-    if (__any_sync(kWarp, asked == products || staged > (kStaged - kAdds) * kStagedStep)) {
-      flush(row);
-    } else if (__any_sync(kWarp, staged > (kStaged - kAdds - kSoon) * kStagedStep)) {
-      if (lane() == 0) atomicMax(&group.flush_request, products + 1);
+    const bool requested = asked == products;
+    if (__any_sync(kWarp, requested || staged > (kStaged - kAdds - kSoon) * kStagedStep)) {
+      if (__any_sync(kWarp, requested || staged > (kStaged - kAdds) * kStagedStep))
+        flush(row);
+      else if (lane() == 0)
+        atomicMax(&group.flush_request, products + 1);
     }
     ++products;
   }
@@ -106,13 +108,17 @@ struct Consumer {
   template <Take kTake>
   __device__ __forceinline__ void take_block(const Query<S>& q, int begin, const Bounds& bounds,
                                              RowOf<S>& row) {
-    cuda::mbarrier_wait(&group.full[at.slot], at.parity);
+    if (!ready) cuda::mbarrier_wait(&group.full[at.slot], at.parity);
     const uint32_t stage = cuda::mbarrier_address(group.keys[at.slot]);
 #pragma unroll
     for (int half = 0; half < kBlockKeys / S::kColumns; ++half) {
       float logits[S::kProducts][S::kColumns / 2];
       issue_products<S>(q, stage, half * S::kColumns, logits);
-      const int asked = lane() == 0 ? atomicMax(&group.flush_request, -1) : -1;
+      const int asked = load_relaxed(&group.flush_request);
+      float scores[S::kColumns / 4];
+#pragma unroll
+      for (float& score : scores) score = q.offset - row.shift;
+      if constexpr (kTake == Take::kPlain) score_early(q, logits, scores);
       cuda::wgmma_wait<0>();
 #pragma unroll
       for (int i = 0; i < S::kProducts; ++i) cuda::wgmma_pin(logits[i]);
@@ -120,12 +126,13 @@ struct Consumer {
         __syncwarp();
         if (lane() == 0) cuda::mbarrier_arrive(&group.empty[at.slot]);
         at.advance();
+        ready = cuda::mbarrier_test(&group.full[at.slot], at.parity);
       }
       if constexpr (kTake == Take::kSample) {
         count_scores<S>(q, logits, notes().scale, scratch().sampled[lane() / 4]);
       } else {
-        take_scores<S, kTake == Take::kMasked>(q, logits, begin + half * S::kColumns + 2 * (lane() & 3),
-                                               bounds, row, notes());
+        take_scores<S, kTake == Take::kMasked>(
+            q, logits, scores, begin + half * S::kColumns + 2 * (lane() & 3), bounds, row, notes());
         flush_if_due(row, asked);
       }
     }

@@ -116,41 +116,58 @@ __device__ __forceinline__ uint32_t key_descriptor_low(uint32_t address) {
 template <class S>
 constexpr uint32_t kKeyDescriptorHigh = (S::kPanelDim == 64 ? 1u : 2u) << 30 | (8 * S::kPanelDim * 2) >> 4;
 
-// Starts the products of the query tile with keys [first_key, first_key + kColumns) of a staged block.
+// Starts the products of the query tile with keys [first_key, first_key + kColumns) of a staged block, one
+// after the other, each a group to wait for.
 template <class S>
 __device__ __forceinline__ void issue_products(const Query<S>& q, uint32_t stage, int first_key,
                                                float (&logits)[S::kProducts][S::kColumns / 2]) {
   const uint32_t low = key_descriptor_low(stage);
   cuda::wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < S::kSteps; ++k) {
-    const int panel = 16 * k / S::kPanelDim;
-    const int column = 16 * k % S::kPanelDim;
-    const uint32_t offset = panel * S::kPanelBytes + first_key * S::kPanelDim * 2 + column * 2;
-    const uint64_t descriptor = uint64_t{kKeyDescriptorHigh<S>} << 32 | (low + (offset >> 4));
+  for (int p = 0; p < S::kProducts; ++p) {
 #pragma unroll
-    for (int p = 0; p < S::kProducts; ++p)
+    for (int k = 0; k < S::kSteps; ++k) {
+      const int panel = 16 * k / S::kPanelDim;
+      const int column = 16 * k % S::kPanelDim;
+      const uint32_t offset = panel * S::kPanelBytes + first_key * S::kPanelDim * 2 + column * 2;
+      const uint64_t descriptor = uint64_t{kKeyDescriptorHigh<S>} << 32 | (low + (offset >> 4));
       cuda::Wgmma<S::kColumns>::template rs<false>(logits[p], q.fragment[p][k], descriptor, k != 0);
+    }
+    cuda::wgmma_commit();
   }
-  cuda::wgmma_commit();
 }
 
-// Score number i (0 .. kColumns / 4) of this thread: key 8 (i / 2) + 2 c + i % 2, less what `start` takes
-// off. `wild` inputs are looked at for NaN, which saturation and maximum would hide.
-template <class S, bool kCareful>
+// What the products from kFirst to before kEnd add to `sum`, score number i (0 .. kColumns / 4) of this
+// thread: key 8 (i / 2) + 2 c + i % 2. `wild` inputs are looked at for NaN, which saturation and maximum
+// would hide.
+template <class S, bool kCareful, int kFirst = 0, int kEnd = S::kProducts>
 __device__ __forceinline__ float score(const Query<S>& q,
                                        const float (&logits)[S::kProducts][S::kColumns / 2], int i,
-                                       float start) {
-  float sum = start;
+                                       float sum) {
   bool bad = false;
 #pragma unroll
-  for (int j = 0; j < S::kScored; ++j) {
+  for (int j = 2 * kFirst; j < 2 * kEnd; ++j) {
     const float z = logits[j / 2][4 * (i / 2) + 2 * (j & 1) + (i & 1)];
     const float x = fmaf(z, Activate<S>::kScale, q.bias[j]);
     if (kCareful) bad |= isnan(x);
     sum = fmaf(q.weight[j], Activate<S>::apply(x), sum);
   }
   return kCareful && bad ? __uint_as_float(0x7fc00000u) : sum;
+}
+
+// Adds all products but the last to the scores, each as soon as it is there and while the next one runs.
+template <class S, int kProduct = 0>
+__device__ __forceinline__ void score_early(const Query<S>& q, float (&logits)[S::kProducts][S::kColumns / 2],
+                                            float (&scores)[S::kColumns / 4]) {
+  if constexpr (kProduct < S::kProducts - 1) {
+    cuda::wgmma_wait<S::kProducts - 1 - kProduct>();
+    cuda::wgmma_pin(logits[kProduct]);
+#pragma unroll
+    for (int i = 0; i < S::kColumns / 4; ++i)
+      scores[i] = score<S, false, kProduct, kProduct + 1>(q, logits, i, scores[i]);
+    cuda::wgmma_pin(scores);
+    score_early<S, kProduct + 1>(q, logits, scores);
+  }
 }
 
 }  // namespace gsa::fused_select

@@ -104,6 +104,17 @@ __device__ __forceinline__ uint2 load_staged(uint32_t address) {
   return entry;
 }
 
+// A word in shared memory that other warps change by atomics.
+__device__ __forceinline__ int load_relaxed(const int* word) {
+#ifdef GSA_EMULATE_CUDA
+  return *word;
+#else
+  int value;
+  asm volatile("ld.relaxed.cta.shared::cta.b32 %0, [%1];" : "=r"(value) : "r"(cuda::mbarrier_address(word)));
+  return value;
+#endif
+}
+
 // Stores an entry, if `wanted`, without a branch.
 __device__ __forceinline__ void store_if(bool wanted, uint8_t* to, uint2 entry) {
 #ifdef GSA_EMULATE_CUDA
@@ -132,14 +143,14 @@ struct Bounds {
 };
 
 // Scores one product's worth of keys (the first of this thread's at `position`), sums them up, stages what
-// passes.
+// passes. `begun`: where the scores start; unless masked, with all but the last product in them.
 template <class S, bool kMasked>
 __device__ __forceinline__ void take_scores(const Query<S>& q,
                                             const float (&logits)[S::kProducts][S::kColumns / 2],
-                                            int position, const Bounds& bounds, RowOf<S>& row,
-                                            RowNotes& notes) {
+                                            const float (&begun)[S::kColumns / 4], int position,
+                                            const Bounds& bounds, RowOf<S>& row, RowNotes& notes) {
   constexpr int kGroup = 4;  // a store holds on to its address; so a few are computed before the first store
-  const float start = q.offset - row.shift;
+  constexpr int kRest = kMasked ? 0 : S::kProducts - 1;  // the products to come
   float sum = 0, squares = 0;
   int skipped = 0;
 #pragma unroll
@@ -149,14 +160,15 @@ __device__ __forceinline__ void take_scores(const Query<S>& q,
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) {
       const int i = first + j, key = position + 8 * (i / 2) + (i & 1);
-      const float s = scores[j] = score<S, kMasked>(q, logits, i, start);
+      const float s = scores[j] = score<S, kMasked, kRest>(q, logits, i, begun[i]);
       gates[j] = kMasked && !bounds.candidate(key) ? kInfinity : row.gate;
       bool counts = true;
       if constexpr (kMasked) {
         counts = bounds.valid(key) && !isnan(s);
         skipped += bounds.valid(key) && isnan(s);
       }
-      sum += counts ? s : 0.0f;
+      const float counted = counts ? s : 0.0f;
+      sum = i == 0 ? counted : sum + counted;
       squares = counts ? fmaf(s, s, squares) : squares;
       if constexpr (S::kSoftmax)
         if (counts) row.enter(s);

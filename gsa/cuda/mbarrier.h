@@ -49,22 +49,7 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
       : "memory");
 }
 
-// Whether that phase has completed; does not wait.
-__device__ __forceinline__ bool mbarrier_test(uint64_t* barrier, uint32_t parity) {
-  int done;
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.s32 %0, 1, 0, done;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(mbarrier_address(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
-// Waits where other CTAs of the cluster have sent the bytes.
+// The same where other CTAs of the cluster have sent the bytes.
 __device__ __forceinline__ void mbarrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
   asm volatile(
       "{\n"

@@ -166,9 +166,9 @@ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
   using emulation::BarrierObject;
   emulation::wait_while(&BarrierObject::at(barrier).state, BarrierObject::kParity, parity << 31);
 }
-inline bool mbarrier_test(uint64_t* barrier, uint32_t parity) {
+inline bool mbarrier_test(const uint64_t* barrier, uint32_t parity) {
   using emulation::BarrierObject;
-  return (BarrierObject::at(barrier).state & BarrierObject::kParity) != parity << 31;
+  return (BarrierObject::at(const_cast<uint64_t*>(barrier)).state & BarrierObject::kParity) != parity << 31;
 }
 
 // ---- gsa/cuda/tma.h

@@ -18,8 +18,6 @@
 
 #include "gsa/ops/indexer/index_scores.h"
 #include "gsa/ops/indexer/index_select.h"
-#include "gsa/ops/indexer/index_select_params.h"
-#include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/testing/selection_oracle.h"
 #include "gsa/testing/tolerance.h"
 
@@ -82,41 +80,6 @@ inline Selection select_where_it_is(const SelectInputs& in, const IndexSelectOpt
       index_select(in.query, in.key, in.weight, in.bias, at::full({}, mean, in.weight.options()), options,
                    at::full({}, kSelectLogScale, in.weight.options()));
   return {indices, counts, statistic};
-}
-
-/// A launcher of kernels by itself, with no op around it: on the inputs' device, in bf16. `bytes(params)` is
-/// what workspace it wants, `launch(params)` returns whether it could. Behind the workspace nothing may
-/// change.
-template <class Bytes, class Launch>
-Selection select_through(const SelectInputs& in, const IndexSelectOptions& options, double mean, Bytes bytes,
-                         Launch launch) {
-  const at::Tensor query = in.query.to(at::kBFloat16).contiguous(),
-                   key = in.key.to(at::kBFloat16).contiguous();
-  const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
-  const at::Tensor average = at::full({}, mean, weight.options()),
-                   log_scale = at::full({}, kSelectLogScale, weight.options());
-  IndexSelectParams params;
-  set_problem(params, query, key, options);
-  params.index_query = query.const_data_ptr();
-  params.index_key = key.const_data_ptr();
-  params.head_weight = weight.const_data_ptr<float>();
-  params.head_bias = bias.const_data_ptr<float>();
-  params.running_mean = average.const_data_ptr<float>();
-  params.log_scale = log_scale.const_data_ptr<float>();
-  const int64_t rows = (params.queries + options.query_tile - 1) / options.query_tile;
-  const auto ints = query.options().dtype(at::kInt);
-  const Selection found{at::full({params.batch, rows, params.capacity}, -2, ints),
-                        at::full({params.batch, rows}, -2, ints),
-                        at::full({params.batch, params.queries}, -2, weight.options())};
-  params.indices = found.indices.mutable_data_ptr<int32_t>();
-  params.counts = found.counts.mutable_data_ptr<int32_t>();
-  params.statistic = found.statistic.mutable_data_ptr<float>();
-  const auto size = static_cast<int64_t>(bytes(params));
-  const at::Tensor workspace = at::full({size + 64}, 0x5a, query.options().dtype(at::kByte));
-  params.workspace = workspace.mutable_data_ptr();
-  EXPECT_TRUE(launch(params));
-  EXPECT_TRUE(workspace.slice(0, size).eq(0x5a).all().item<bool>());
-  return {found.indices.cpu(), found.counts.cpu(), found.statistic.cpu()};
 }
 
 inline IndexSelectOptions make_select_options(int64_t k, const std::string& activation, int64_t first,

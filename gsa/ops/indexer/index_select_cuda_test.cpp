@@ -1,6 +1,7 @@
 // The fused kernel against fp64 scores and against the reference. Skipped where no GPU is.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
 #include <gtest/gtest.h>
@@ -11,9 +12,13 @@
 #include <vector>
 
 #include "gsa/base/device.h"
-#include "gsa/ops/indexer/index_select_sm90.h"
+#include "gsa/ops/indexer/index_select_params.h"
 #include "gsa/testing/random.h"
 #include "gsa/testing/selection_cases.h"
+
+#ifdef GSA_CUDA
+#include "gsa/ops/indexer/index_select_cuda.h"
+#endif
 
 namespace gsa {
 namespace {
@@ -49,23 +54,38 @@ constexpr int64_t kLongRow = 42000;  // more than SelectLimits::most_keys
 class IndexSelectCudaRows : public IndexSelectCuda, public ::testing::WithParamInterface<SelectLeaves> {
  protected:
   static Selection select(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
+#ifdef GSA_CUDA
     constexpr int64_t kAny = int64_t{1} << 40;
     fused_select::SelectLimits limits;
     limits.stored_keys = limits.stored_shared_keys = GetParam() == SelectLeaves::kScores ? kAny : 0;
     limits.stored_queries = limits.stored_shared_queries = 0;
     limits.most_keys = GetParam() == SelectLeaves::kLists ? kAny : 0;
-    return testing::select_through(
-        in.on(at::Device(at::kCUDA, 0), at::kBFloat16), options, mean,
-        [&](const IndexSelectParams& params) { return index_select_sm90_workspace(params, limits); },
-        [&](const IndexSelectParams& params) {
-          return launch_index_select_sm90(params, nullptr, limits) == cudaSuccess;
-        });
+    const SelectInputs there = in.on(at::Device(at::kCUDA, 0), at::kBFloat16);
+    const auto found = index_select_fused(
+        there.query, there.key, there.weight, there.bias, at::full({}, mean, there.weight.options()), options,
+        at::full({}, testing::kSelectLogScale, there.weight.options()), limits);
+    const auto& [indices, counts, statistic] = found.value();
+    return {indices.cpu(), counts.cpu(), statistic.cpu()};
+#else
+    return testing::select_where_it_is(in, options, mean);
+#endif
   }
   static void check_selection(const SelectInputs& in, const IndexSelectOptions& options) {
     testing::check_selection(in, options, select);
   }
   static void check_exact(const SelectInputs& in, const IndexSelectOptions& options) {
     testing::check_exact_selection(in, options, select);
+  }
+  /// The same, where the reference wants the GPU.
+  static void check_by_reference(const SelectInputs& in, const IndexSelectOptions& options) {
+    const Selection found = select(in, options, 1);
+    const SelectInputs wide = in.on(at::Device(at::kCUDA, 0), at::kFloat);
+    const auto [indices, counts, statistic] = index_select_reference(
+        wide.query, wide.key, wide.weight, wide.bias, std::nullopt, options.k_base, options.k_min,
+        options.k_max, options.budget, options.activation, options.query_tile, options.keep_first,
+        options.keep_recent, options.tile_factor, std::nullopt);
+    EXPECT_TRUE(testing::same_elements(found.indices, indices.cpu()));
+    EXPECT_TRUE(testing::same_elements(found.counts, counts.cpu()));
   }
 };
 constexpr const char* kWays[] = {"Rows", "Lists", "Scores"};
@@ -251,21 +271,16 @@ TEST_P(IndexSelectCudaShared, NeverHoldNaN) {
   check_selection(in, shared_options(1000, 64, 1, 3));
 }
 
-// More lists than the workspace holds at a time, and more positions than a merging block does.
-TEST_F(IndexSelectCuda, SharedRowsInChunksAndWindows) {
-  for (const auto& [queries, keys] : {std::pair<int64_t, int64_t>{12000, 12000}, {200, 120000}}) {
-    const SelectInputs in =
-        tied_select_inputs(1, queries, keys, 4, 64).on(at::Device(at::kCUDA, 0), at::kBFloat16);
-    const IndexSelectOptions options = shared_options(2048, 64, 4, 128);
-    const Selection found = testing::select_where_it_is(in, options, 1);
-    const SelectInputs wide = in.on(at::Device(at::kCUDA, 0), at::kFloat);
-    const auto [indices, counts, statistic] = index_select_reference(
-        wide.query, wide.key, wide.weight, wide.bias, std::nullopt, options.k_base, options.k_min,
-        options.k_max, options.budget, options.activation, options.query_tile, options.keep_first,
-        options.keep_recent, options.tile_factor, std::nullopt);
-    EXPECT_TRUE(testing::same_elements(found.indices.cpu(), indices.cpu()));
-    EXPECT_TRUE(testing::same_elements(found.counts.cpu(), counts.cpu()));
-  }
+// More scores or lists than the workspace holds at a time, and more positions than a merging block does.
+TEST_P(IndexSelectCudaShared, InChunksAndWindows) {
+  for (const auto& [queries, keys] :
+       {std::pair<int64_t, int64_t>{12000, 12000}, {200, 120000}, {2300, 90000}})
+    check_by_reference(tied_select_inputs(1, queries, keys, 4, 64), shared_options(2048, 64, 4, 128));
+}
+
+TEST_P(IndexSelectCudaRows, InChunks) {
+  check_by_reference(tied_select_inputs(1, 2300, 90000, 4, 64),
+                     make_select_options(2048, "hard_sigmoid", 4, 128));
 }
 
 TEST_P(IndexSelectCudaShared, TheSameTwice) {

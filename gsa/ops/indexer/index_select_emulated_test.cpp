@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/testing/random.h"
 #include "gsa/testing/selection_cases.h"
 
@@ -60,14 +61,35 @@ using testing::SelectInputs;
 using testing::Selection;
 using testing::tied_select_inputs;
 
+/// index_select_cuda.cpp's part, by hand.
 Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean,
                        const fused_select::SelectLimits& limits) {
-  return testing::select_through(
-      in, options, mean,
-      [&](const IndexSelectParams& params) { return index_select_sm90_workspace(params, limits); },
-      [&](const IndexSelectParams& params) {
-        return launch_index_select_sm90(params, nullptr, limits) == cudaSuccess;
-      });
+  const at::Tensor query = in.query.to(at::kBFloat16).contiguous(),
+                   key = in.key.to(at::kBFloat16).contiguous();
+  const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
+  const auto average = static_cast<float>(mean);
+  IndexSelectParams params;
+  set_problem(params, query, key, options);
+  params.log_scale = &testing::kSelectLogScale;
+  params.index_query = query.const_data_ptr();
+  params.index_key = key.const_data_ptr();
+  params.head_weight = weight.const_data_ptr<float>();
+  params.head_bias = bias.const_data_ptr<float>();
+  params.running_mean = &average;
+  const int64_t rows = (params.queries + options.query_tile - 1) / options.query_tile;
+  const Selection found{at::full({params.batch, rows, params.capacity}, -2, at::kInt),
+                        at::full({params.batch, rows}, -2, at::kInt),
+                        at::full({params.batch, params.queries}, -2, at::kFloat)};
+  params.indices = found.indices.mutable_data_ptr<int32_t>();
+  params.counts = found.counts.mutable_data_ptr<int32_t>();
+  params.statistic = found.statistic.mutable_data_ptr<float>();
+  const size_t bytes = index_select_sm90_workspace(params, limits);
+  // What lies behind must not be touched.
+  const at::Tensor workspace = at::full({static_cast<int64_t>(bytes) + 64}, 0x5a, at::kByte);
+  params.workspace = workspace.mutable_data_ptr();
+  EXPECT_EQ(launch_index_select_sm90(params, nullptr, limits), cudaSuccess);
+  EXPECT_TRUE(workspace.slice(0, static_cast<int64_t>(bytes)).eq(0x5a).all().item<bool>());
+  return found;
 }
 
 Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean) {

@@ -41,26 +41,29 @@ std::string optional_number(const Json& value) {
 }
 
 void print_header() {
-  fmt::print("{:<8} {:>8} {:>5}  {:<10} {:<13} {:<13} {:>10} {:>10} {:>9} {:>10} {:>10} {:>8} {:>8} {:>9}\n",
-             "phase", "length", "batch", "name", "activation", "index keys", "ms", "min", "x dense",
-             "selection", "attention", "TFLOP/s", "GB/s", "peak MiB");
+  fmt::print(
+      "{:<8} {:>8} {:>8} {:>5}  {:<10} {:<13} {:<13} {:>10} {:>10} {:>9} {:>10} {:>10} {:>8} {:>8} {:>9}\n",
+      "phase", "length", "queries", "batch", "name", "activation", "index keys", "ms", "min", "x dense",
+      "selection", "attention", "TFLOP/s", "GB/s", "peak MiB");
 }
 
 void print_row(const Json& row) {
   if (row.contains("skipped_at_ms")) {
-    fmt::print("{:<8} {:>8} {:>5}  {:<10} {:<13} {:<13} left out: about {:.3g} s a call\n",
-               row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["batch"].get<int64_t>(),
-               row["name"].get<std::string>(), row["activation"].get<std::string>(),
-               row["index_keys"].get<std::string>(), row["skipped_at_ms"].get<double>() / 1e3);
+    fmt::print("{:<8} {:>8} {:>8} {:>5}  {:<10} {:<13} {:<13} left out: about {:.3g} s a call\n",
+               row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["queries"].get<int64_t>(),
+               row["batch"].get<int64_t>(), row["name"].get<std::string>(),
+               row["activation"].get<std::string>(), row["index_keys"].get<std::string>(),
+               row["skipped_at_ms"].get<double>() / 1e3);
     std::fflush(stdout);
     return;
   }
   const Json parts = row["parts"].is_null() ? Json::object() : row["parts"];
   fmt::print(
-      "{:<8} {:>8} {:>5}  {:<10} {:<13} {:<13} {:>10.4g} {:>10.4g} {:>9.2f} {:>10} {:>10} {:>8.3g} {:>8.3g} "
+      "{:<8} {:>8} {:>8} {:>5}  {:<10} {:<13} {:<13} {:>10.4g} {:>10.4g} {:>9.2f} {:>10} {:>10} {:>8.3g} "
+      "{:>8.3g} "
       "{:>9.1f}{}\n",
-      row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["batch"].get<int64_t>(),
-      row["name"].get<std::string>(),
+      row["phase"].get<std::string>(), row["length"].get<int64_t>(), row["queries"].get<int64_t>(),
+      row["batch"].get<int64_t>(), row["name"].get<std::string>(),
       row["activation"].is_null() ? "-" : row["activation"].get<std::string>(),
       row["index_keys"].is_null() ? "-" : row["index_keys"].get<std::string>(),
       row["ms_median"].get<double>(), row["ms_min"].get<double>(), row["speedup_vs_dense"].get<double>(),
@@ -109,6 +112,7 @@ void add_bench(CLI::App& app) {
   AttentionBenchOptions& options = arguments->bench;
   options.lengths = {8192, 16384, 32768, 65536, 131072};
   options.batches = {1, 8, 32};
+  options.chunks = {64, 512, 2048};
   options.phases = {"prefill", "decode"};
   options.activations = {"hard_sigmoid", "sigmoid"};
   options.index_keys = {"compute", "float8_e4m3fn"};
@@ -123,9 +127,15 @@ void add_bench(CLI::App& app) {
       ->delimiter(',')
       ->check(positive())
       ->capture_default_str();
-  command->add_option("--phases", options.phases, "prefill: all tokens at once; decode: one new token")
+  command->add_option("--chunks", options.chunks, "new tokens of the phase chunk, behind length less so many")
       ->delimiter(',')
-      ->check(CLI::IsMember({"prefill", "decode"}))
+      ->check(positive())
+      ->capture_default_str();
+  command
+      ->add_option("--phases", options.phases,
+                   "prefill: all tokens at once; chunk: the last ones; decode: one new token")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"prefill", "chunk", "decode"}))
       ->capture_default_str();
   command->add_option("--activations", options.activations, "of the indexer")
       ->delimiter(',')

@@ -39,6 +39,12 @@ class BenchTest(unittest.TestCase):
             elif row.get("skipped_at_ms") is None:
                 self.assertGreater(row["parts"]["selection"], 0)
 
+    def test_chunks(self):
+        result = bench("--lengths", "96,192", "--phases", "chunk", "--chunks", "16,100", "--activations", "relu", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        rows = [(row["name"], row["length"], row["queries"]) for row in json.loads(result.stdout)]
+        self.assertEqual(rows, [(name, length, chunk) for length, chunk in ((96, 16), (192, 16), (192, 100)) for name in ("dense", "exact", "shared")])
+
     def test_index_keys(self):
         result = bench("--lengths", "128", "--batches", "1", "--phases", "decode", "--activations", "relu", "--index-keys", "float8_e4m3fn", "--json")
         self.assertEqual(result.returncode, 0, result.stderr)

@@ -63,6 +63,9 @@ class Bench {
       for (const int64_t length : options_.lengths)
         if (phase == "prefill") {
           measure(prepare(phase, 1, length, length));
+        } else if (phase == "chunk") {
+          for (const int64_t chunk : options_.chunks)
+            if (chunk < length) measure(prepare(phase, 1, chunk, length));
         } else {
           for (const int64_t batch : options_.batches) measure(prepare(phase, batch, 1, length));
         }
@@ -92,7 +95,7 @@ class Bench {
     row["backend"] = setting.dense.backend;
     if (setting.dense.extrapolated) row["extrapolated"] = true;
     report_(row);
-    if (setting.phase == "prefill") return measure_selections(setting);
+    if (setting.phase != "decode") return measure_selections(setting);
     const at::Tensor computed = setting.inputs.index_key;
     for (const std::string& keys : options_.index_keys) {
       setting.index_keys = keys;
@@ -104,12 +107,13 @@ class Bench {
   void measure_selections(const Setting& setting) {
     for (const std::string& activation : options_.activations) {
       measure_sparse(setting, "exact", activation, 1, false);
-      if (setting.phase == "prefill") measure_sparse(setting, "shared", activation, 64, false);
+      if (setting.phase != "decode") measure_sparse(setting, "shared", activation, 64, false);
       if (setting.shape.queries * setting.shape.keys <= options_.reference_limit * options_.reference_limit)
         measure_sparse(setting, "reference", activation, 1, true);
     }
   }
 
+  /// Chunks without a mask: no backend aligns one at the last key, and few pairs are too many.
   at::Tensor attend_densely(const Setting& setting) const {
     const AttentionInputs& in = setting.inputs;
     return at::scaled_dot_product_attention(in.query.transpose(1, 2), in.key.transpose(1, 2),
@@ -270,6 +274,7 @@ class Bench {
             {"activation", nullptr},
             {"index_keys", nullptr},
             {"length", setting.shape.keys},
+            {"queries", setting.shape.queries},
             {"batch", setting.shape.batch},
             {"ms_median", timing.median_ms},
             {"ms_min", timing.min_ms},

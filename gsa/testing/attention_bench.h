@@ -16,7 +16,9 @@ namespace gsa::testing {
 struct AttentionBenchOptions {
   at::Device device = at::kCPU;
   at::ScalarType dtype = at::kFloat;
-  std::vector<int64_t> lengths, batches;  // batches: of decode; prefill is measured with one sequence
+  std::vector<int64_t> lengths;
+  std::vector<int64_t> batches;  // of decode; the other phases are measured with one sequence
+  std::vector<int64_t> chunks;   // of the phase `chunk`: so many new tokens, the last of `length`
   std::vector<std::string> phases, activations;
   std::vector<std::string> index_keys = {"compute"};  // of decode's cache: compute (dtype) or float8_e4m3fn
   AttentionShape shape;  // heads and dimensions; batch, queries and keys are set per measurement
@@ -29,11 +31,11 @@ struct AttentionBenchOptions {
 };
 
 /// One row per measurement, as soon as it is there: name (dense, reference, exact, shared), phase (prefill,
-/// decode), activation, index_keys, length, batch, ms_median, ms_min, ms_max, speedup_vs_dense, parts
-/// {selection, attention} in ms, tflops, gbytes_per_s, peak_memory_mib; and what else the row needs to be
-/// read rightly (backend, extrapolated, overlap). A call that would take several times the time of a
-/// measurement, judged by the last smaller one, is left out: its numbers are null and skipped_at_ms says what
-/// was expected.
+/// chunk, decode), activation, index_keys, length, queries, batch, ms_median, ms_min, ms_max,
+/// speedup_vs_dense, parts {selection, attention} in ms, tflops, gbytes_per_s, peak_memory_mib; and what else
+/// the row needs to be read rightly (backend, extrapolated, overlap). A call that would take several times
+/// the time of a measurement, judged by the last smaller one, is left out: its numbers are null and
+/// skipped_at_ms says what was expected.
 void bench_attention(const AttentionBenchOptions& options, const std::function<void(const Json&)>& report);
 
 }  // namespace gsa::testing

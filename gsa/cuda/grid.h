@@ -48,8 +48,27 @@ __device__ __forceinline__ void store_relaxed(unsigned long long* to, unsigned l
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(x) : "memory");
 }
 
+__device__ __forceinline__ void store_relaxed(uint4* to, uint4 x) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
+}
+
 // Between two looks at the same place.
+#ifdef GSA_BOUNDED_POLLS
+__device__ unsigned long long polls_end;  // nanoseconds; a kernel's first thread sets it
+__device__ __forceinline__ unsigned long long global_time() {
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+__device__ __forceinline__ void poll_again() {
+  const unsigned long long end = *reinterpret_cast<volatile unsigned long long*>(&polls_end);
+  if (end != 0 && global_time() > end) __trap();
+}
+#else
 __device__ __forceinline__ void poll_again() {}
+#endif
 
 // All that the stream's kernel before this one wrote is visible, if this one was launched to overlap it.
 __device__ __forceinline__ void wait_previous_kernel() {

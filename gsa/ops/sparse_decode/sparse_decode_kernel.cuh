@@ -1,0 +1,137 @@
+// One decode step in one cooperative launch: index_select and sparse_attention of one token a row.
+#pragma once
+
+#include "gsa/ops/indexer/index_select_decode_kernel.cuh"
+#include "gsa/ops/sparse_decode/sparse_decode_combine.cuh"
+
+namespace gsa::sparse_decode {
+
+// Zeroes what the search used, when all parts have told what they found; by the parts that finish pieces.
+__device__ inline void clean_search(const Workspace& ws, const State& shared, const Part& part,
+                                    const Pieces& pieces) {
+  const int each = (kPieces + part.splits - 1) / part.splits, finishers = (kPieces + each - 1) / each;
+  for (int i = part.rank * kThreads + threadIdx.x; i < kBins; i += finishers * kThreads)
+    ws.histogram[static_cast<size_t>(part.row) * kBins + i] = 0;
+  if (part.rank != 0) return;
+  if (shared.search[0].mode == Mode::kList && threadIdx.x < shared.search[0].candidates)
+    ws.list[static_cast<size_t>(part.row) * kCandidates + threadIdx.x] = 0;
+  if (threadIdx.x == 0) ws.barrier[part.row * 2] = ws.missing[part.row] = 0;
+}
+
+template <class Key>
+__global__ void __launch_bounds__(kThreads, 1)
+    sparse_decode_kernel(const __grid_constant__ SparseDecodeParams params, const __grid_constant__ Workspace ws,
+                         const __grid_constant__ Layout layout, const __grid_constant__ Places places) {
+#ifdef GSA_EMULATE_CUDA
+  char* dynamic = reinterpret_cast<char*>(emulation::shared_base());
+  State& shared = *reinterpret_cast<State*>(emulation::static_shared_base(sizeof(State)));
+#else
+  extern __shared__ uint4 raw[];
+  char* dynamic = reinterpret_cast<char*>(raw);
+  __shared__ State shared;
+#endif
+#ifdef GSA_BOUNDED_POLLS
+  if (threadIdx.x == 0) cuda::polls_end = cuda::global_time() + 200'000'000;
+#endif
+  GSA_STAMP(0);
+  cuda::wait_previous_kernel();
+  GSA_STAMP(1);
+  const IndexSelectDecodeParams& p = params.select;
+  const Part part = find_part(p, layout);
+  if (part.row < 0) return;
+  const Share share(part);
+  const int thread = threadIdx.x, warp = thread / 32;
+  Queries<Key, 64, 1> queries;
+  queries.fetch(p, part.row);
+  WordRing ring(shared, dynamic, layout,
+                static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes, share);
+  float* scores = reinterpret_cast<float*>(dynamic + places.scores);
+  unsigned* histogram = reinterpret_cast<unsigned*>(dynamic + places.histogram);
+  unsigned* above_bits = reinterpret_cast<unsigned*>(dynamic + places.bits);
+  unsigned* equal_bits = above_bits + places.words;
+  uint4* query_pieces = reinterpret_cast<uint4*>(dynamic + places.query);
+  float4* head_terms = reinterpret_cast<float4*>(dynamic + places.terms);
+  float2* column_scales = reinterpret_cast<float2*>(head_terms + 4);
+  unsigned* attention_query = reinterpret_cast<unsigned*>(dynamic + places.attention_query);
+  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0};
+
+  for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
+  const KeptTokens kept(p, part.length);
+  if (thread == 0) {
+    shared.part = part;
+    shared.moments = reinterpret_cast<double*>(dynamic + places.moments);
+    shared.missing_here = shared.pushed = 0;
+    Search& search = shared.search[0];
+    search.count = min(find_budget(p, 0.0f), part.length);
+    search.wanted = search.count - kept.count;
+    search.mode = search.wanted > 0 ? Mode::kBin : Mode::kNone;
+    for (int i = 0; i < kSlots; ++i) cuda::mbarrier_init(shared.arrived + i, 1);
+    cuda::mbarrier_init(&shared.ranked, 1);
+    cuda::mbarrier_init_fence();
+  }
+  queries.store(query_pieces, head_terms);
+  __syncthreads();
+  find_range(p, shared, part.row, head_terms);
+  if constexpr (Key::kScaledQueries) scale_queries<queries.kChunks, 1>(query_pieces, &column_scales->x);
+  __syncthreads();
+  GSA_STAMP(2);
+  score_words<Key>(p, share, shared, ring, layout.scoring_warps, query_pieces, head_terms, column_scales,
+                   histogram, scores);
+  __syncthreads();
+  GSA_STAMP(3);
+  cuda::launch_dependents();
+
+  // This part's counts join the row's; what was there before is where this part's keys of a bin go.
+  unsigned before[kBinsEach];
+  unsigned* row_histogram = ws.histogram + static_cast<size_t>(part.row) * kBins;
+#pragma unroll
+  for (int i = 0; i < kBinsEach; ++i) {
+    const unsigned count = histogram[i * kThreads + thread];
+    before[i] = count ? atomicAdd(row_histogram + i * kThreads + thread, count) : 0;
+  }
+  __syncthreads();
+  GSA_STAMP(4);
+  unsigned* counter = ws.barrier + part.row * 2;
+  if (thread == 0) {
+    atomicAdd(counter, 1u);
+    if (shared.missing_here) atomicAdd(ws.missing + part.row, shared.missing_here);
+  }
+  publish_moments(p, ws, shared);
+  store_attention_query(attention_query, params.query, part.row);
+#pragma unroll
+  for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
+  if (thread == 0)
+    while (cuda::load_relaxed(counter) < static_cast<unsigned>(part.splits)) cuda::poll_again();
+  __syncthreads();
+  GSA_STAMP(5);
+  const int chosen_by_score = max(part.length - kept.count, 0);
+  find_bin(row_histogram, ws.missing + part.row, chosen_by_score, shared, shared.search[0]);
+  GSA_STAMP(6);
+#ifndef GSA_EMULATE_CUDA
+  if (shared.search[0].mode == Mode::kBin) __trap();  // TODO: later rounds
+#endif
+  const bool listed = shared.search[0].mode == Mode::kList;
+  mark_words(ws, shared, share, part.row, scores, above_bits, equal_bits,
+             listed ? histogram[shared.search[0].bin] : 0);
+  __syncthreads();
+  make_list(shared, kept, share, scores, above_bits, equal_bits, list);
+  GSA_STAMP(7);
+  const Tokens tokens{
+      static_cast<const char*>(params.key) + static_cast<int64_t>(part.row) * params.key_batch_stride * 2,
+      static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
+  if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
+  if (listed && warp >= kWarps - kGroups) rank_candidates(ws, shared, part.row);
+  attend(shared, dynamic, tokens, list, attention_query, params.scale * 1.44269504f);
+  GSA_STAMP(8);
+  __syncthreads();
+  GSA_STAMP(9);
+  tell_partial(ws, shared, dynamic, share, list);
+  GSA_STAMP(10);
+  if (part.rank == part.splits - 1) write_statistic(p, ws, part);
+  if (part.rank == 0 && thread == 0) p.counts[part.row] = shared.search[0].count;
+  finish(ws, share, dynamic + kGroups * kGroupHeads * kOutStride * 4, params.out, params.lse, part.row,
+         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces); });
+  GSA_STAMP(11);
+}
+
+}  // namespace gsa::sparse_decode

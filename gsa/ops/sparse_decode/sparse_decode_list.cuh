@@ -1,0 +1,183 @@
+// The fused decode kernel's list of tokens: which of its keys a part attends to for sure and which may be
+// among the last ones chosen, as soon as the boundary bin is known.
+#pragma once
+
+#include "gsa/ops/indexer/index_select_decode_place.cuh"
+#include "gsa/ops/sparse_decode/sparse_decode_score.cuh"
+
+namespace gsa::sparse_decode {
+
+constexpr int kFewWords = 64;  // a warp's lanes hold the bits of two words each
+
+// Tokens kept whatever their scores, dealt one by one to the row's parts; where all are, `length` of them.
+struct KeptTokens {
+  int first, recent_begin, count;
+
+  __device__ KeptTokens(const IndexSelectDecodeParams& p, int length)
+      : first(p.keep_first), recent_begin(length - p.keep_recent - p.keep_first), count(p.keep_first + p.keep_recent) {
+    if (count < length) return;
+    first = count = length;
+  }
+  __device__ int of_part(const Share& share) const {
+    return (count - share.rank + share.splits - 1) / share.splits;
+  }
+  __device__ int position(int i) const { return i < first ? i : recent_begin + i; }
+};
+
+// Bins lower <= x < upper are the boundary.
+struct Bounds {
+  float upper, lower;
+
+  __device__ explicit Bounds(const Search& search) {
+    const Mode mode = search.mode;
+    const auto bin = static_cast<int>(search.bin);
+    const bool open = mode == Mode::kAll || mode == Mode::kNone;
+    upper = mode == Mode::kAll ? -INFINITY : open || bin == kBins - 1 ? NAN : static_cast<float>(bin + 1);
+    lower = open ? NAN : bin == 0 ? -INFINITY : static_cast<float>(bin);
+  }
+};
+
+// Each word's bits above the boundary bin and in it; the keys in it go to the row's list, from the place that
+// the histogram's count reserved.
+__device__ inline void mark_words(const Workspace& ws, State& shared, const Share& share, int row,
+                                  const float* scores, unsigned* above_bits, unsigned* equal_bits,
+                                  unsigned reserved) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+  const Bounds bounds(shared.search[0]);
+  const float2 bins = shared.bins[0];
+  const bool listed = shared.search[0].mode == Mode::kList;
+  const auto push = [&](unsigned key, int position) {
+    cuda::store_relaxed(ws.list + static_cast<size_t>(row) * kCandidates + reserved +
+                            atomicAdd(&shared.pushed, 1u),
+                        composite(key, position));
+  };
+  if (share.words <= kFewWords) {
+    for (int word = warp; word < share.words; word += kWarps) {
+      const float score = scores[word * kWord + lane], x = bin_of(bins, score);
+      const bool above = x >= bounds.upper, equal = !above && x >= bounds.lower;
+      const unsigned above_word = __ballot_sync(0xffffffffu, above);
+      const unsigned equal_word = __ballot_sync(0xffffffffu, equal);
+      if (lane == 0) {
+        above_bits[word] = above_word;
+        equal_bits[word] = equal_word;
+      }
+      if (equal && listed) push(ordered(score), share.base(word) + lane);
+    }
+    return;
+  }
+  for (int word = threadIdx.x; word < share.words; word += kThreads) {
+    const float4* four = reinterpret_cast<const float4*>(scores) + word * 8;
+    unsigned above_word = 0, equal_word = 0;
+#pragma unroll 4
+    for (int i = 0; i < 8; ++i) {
+      const int place = (i + lane) % 8;  // neighbouring lanes read different banks
+      const float4 found = four[place];
+      const float score[] = {found.x, found.y, found.z, found.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float x = bin_of(bins, score[j]);
+        const bool above = x >= bounds.upper, equal = !above && x >= bounds.lower;
+        if (above) above_word |= 1u << (place * 4 + j);
+        if (equal) equal_word |= 1u << (place * 4 + j);
+      }
+    }
+    above_bits[word] = above_word;
+    equal_bits[word] = equal_word;
+    if (!listed) continue;
+    for (unsigned own = equal_word; own; own &= own - 1) {
+      const int at = __ffs(own) - 1;
+      push(ordered(scores[word * kWord + at]), share.base(word) + at);
+    }
+  }
+}
+
+// Writes the tokens of words first .. last - 1 behind `sure` and `tied` others of their kind.
+__device__ __forceinline__ void emit_words(const Share& share, const float* scores,
+                                           const unsigned* above_bits, const unsigned* equal_bits, int first,
+                                           int last, int sure, int tied, List& list) {
+#pragma unroll 1
+  for (int word = first; word < last; ++word) {
+    const int base = share.base(word);
+    for (unsigned bits = above_bits[word]; bits; bits &= bits - 1)
+      list.positions[sure++] = base + __ffs(bits) - 1;
+    for (unsigned bits = equal_bits[word]; bits; bits &= bits - 1, ++tied) {
+      const int at = __ffs(bits) - 1;
+      list.positions[list.sure + tied] = base + at;
+      list.keys[tied] = ordered(scores[word * kWord + at]);
+    }
+  }
+}
+
+// The list, in a fixed order. Every warp gets its sizes; of few words each slot's first warp writes all of
+// it, the same as the others, so that it need not wait for them.
+__device__ inline void make_list(State& shared, const KeptTokens& kept, const Share& share,
+                                 const float* scores, const unsigned* above_bits, const unsigned* equal_bits,
+                                 List& list) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+  const int own = kept.of_part(share);
+  if (share.words <= kFewWords) {
+    const int first = min(lane * 2, share.words), last = min(first + 2, share.words);
+    int above = 0, equal = 0;
+    for (int word = first; word < last; ++word) {
+      above += __popc(above_bits[word]);
+      equal += __popc(equal_bits[word]);
+    }
+    int both = above | equal << 16;  // few words: neither has more than 2,048
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, both, offset);
+      if (lane >= offset) both += other;
+    }
+    const int total = __shfl_sync(0xffffffffu, both, 31);
+    list.sure = own + (total & 0xffff);
+    list.entries = list.sure + (total >> 16);
+    if (warp % kGroups != 0) return;
+    for (int i = lane; i < own; i += 32) list.positions[i] = kept.position(share.rank + i * share.splits);
+    emit_words(share, scores, above_bits, equal_bits, first, last, own + (both & 0xffff) - above,
+               (both >> 16) - equal, list);
+    __syncwarp();
+    return;
+  }
+  const int each = (share.words + kThreads - 1) / kThreads;
+  const int first = min(static_cast<int>(threadIdx.x) * each, share.words),
+            last = min(first + each, share.words);
+  int above = 0, equal = 0;
+#pragma unroll 1
+  for (int word = first; word < last; ++word) {
+    above += __popc(above_bits[word]);
+    equal += __popc(equal_bits[word]);
+  }
+  const int2 sum = exclusive_sum(shared, above, equal, false);
+  if (threadIdx.x == kThreads - 1) {
+    shared.sure_total = own + sum.x + above;
+    shared.entries_total = own + sum.x + above + sum.y + equal;
+  }
+  for (int i = threadIdx.x; i < own; i += kThreads)
+    list.positions[i] = kept.position(share.rank + i * share.splits);
+  __syncthreads();
+  list.sure = shared.sure_total;
+  list.entries = shared.entries_total;
+  emit_words(share, scores, above_bits, equal_bits, first, last, own + sum.x, sum.y, list);
+  cuda::fence_async_proxy();  // copies of keys and values may take the scores' place
+  __syncthreads();
+}
+
+// By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of theirs.
+__device__ inline void rank_candidates(const Workspace& ws, State& shared, int row) {
+  const int thread = threadIdx.x % (kGroups * 32);
+  const auto count = static_cast<int>(shared.search[0].candidates);
+  const unsigned long long* from = ws.list + static_cast<size_t>(row) * kCandidates;
+  for (int i = thread; i < count; i += kGroups * 32) shared.list[i] = wait_candidate(from + i);
+  cuda::named_barrier<kGroups * 32>(kSlots);
+  for (int i = thread; i < count; i += kGroups * 32) {
+    const unsigned long long mine = shared.list[i];
+    int greater = 0;
+#pragma unroll 8
+    for (int j = 0; j < count; ++j) greater += shared.list[j] > mine;
+    if (greater != shared.search[0].wanted - 1) continue;
+    shared.threshold = mine;
+    cuda::mbarrier_arrive(&shared.ranked);
+  }
+}
+
+}  // namespace gsa::sparse_decode

@@ -24,8 +24,8 @@ struct Tokens {
 __device__ __forceinline__ void request_tile(State& shared, char* tiles, const Tokens& tokens,
                                              const List& list, int tile) {
   const int lane = threadIdx.x & 31, slot = static_cast<int>(threadIdx.x) / 32 / kGroups, at = lane % kTile;
-  const int count = min(list.entries - tile * kTile, kTile);
-  if (count <= 0) return;
+  const int count = list.count(tile);
+  if (count == 0) return;
   if (lane == 0) cuda::mbarrier_arrive_expect(shared.arrived + slot, count * 2 * kTokenBytes);
   __syncwarp();
   if (at >= count) return;
@@ -122,23 +122,30 @@ __device__ inline void store_attention_query(unsigned* to, const void* query, in
 // slot's tile.
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
                               const unsigned* query, float scale) {
+  const Bounds bounds(shared.search[0]);
+  const float2 bins = shared.bins[0];
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
   const unsigned* own_query = query + group * (kDim / 16 * 64) + lane * 2;
   char* keys = tiles + slot * kTileBytes + group * kDim * 2;
   Softmax softmax;
   uint32_t parity = 0;
-  for (int tile = slot; tile * kTile < list.entries; tile += kSlots) {
-    const int at = tile * kTile + lane % kTile, count = min(list.entries - tile * kTile, kTile);
+  for (int tile = slot; tile < list.tiles(); tile += kSlots) {
+    const int at = tile * kTile + lane % kTile, count = list.count(tile);
     cuda::mbarrier_wait(shared.arrived + slot, parity);
     parity ^= 1;
     float logits[4];
     unsigned weights[2];
     multiply_keys(logits, keys, own_query);
-    bool seen = at < list.sure;
+    bool seen = lane % kTile < count;
     if (tile * kTile + count > list.sure) {
-      cuda::mbarrier_wait(&shared.ranked, 0);
-      if (!seen && at < list.entries)
-        seen = composite(list.keys[at - list.sure], list.positions[at]) >= shared.threshold;
+      const unsigned key = seen && at >= list.sure ? list.keys[at - list.sure] : 0xffffffffu;
+      const float x = bin_of(bins, unordered(key));
+      const bool equal = key != 0xffffffffu && bounds.equal(x);
+      seen &= key == 0xffffffffu || bounds.above(x);
+      if (__any_sync(0xffffffffu, equal)) {
+        cuda::mbarrier_wait(&shared.ranked, 0);
+        seen |= equal && composite(key, list.positions[at]) >= shared.threshold;
+      }
     }
     weigh(softmax, logits, seen, scale, weights);
     add_values(softmax, keys + kTile * kRowBytes, count, weights);
@@ -158,7 +165,7 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
       shared.peak[warp][head] = softmax.peak[h];
       shared.sum[warp][head] = sum;
     }
-    if (slot * kTile >= list.entries) continue;
+    if (slot >= list.tiles()) continue;
 #pragma unroll
     for (int m = 0; m < kDim / 16; ++m) {
       float* to = out + head * kOutStride + m * 16 + lane / 4;

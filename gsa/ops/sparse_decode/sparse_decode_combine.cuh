@@ -36,7 +36,7 @@ __device__ inline void tell_partial(const Workspace& ws, const State& shared, co
   for (int s = 0; s < kSlots; ++s) peak = fmaxf(peak, shared.peak[s * kGroups + group][own]);
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
-    if (s * kTile >= list.entries) break;
+    if (s >= list.tiles()) break;
     const float factor = weight_of(shared.peak[s * kGroups + group][own], peak);
     const float4 found = *reinterpret_cast<const float4*>(
         reinterpret_cast<const float*>(tiles + s * kTileBytes) + head * kOutStride + thread * 4 % kDim);

@@ -53,14 +53,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   float4* head_terms = reinterpret_cast<float4*>(dynamic + places.terms);
   float2* column_scales = reinterpret_cast<float2*>(head_terms + 4);
   unsigned* attention_query = reinterpret_cast<unsigned*>(dynamic + places.attention_query);
-  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0};
+  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, 0};
 
   for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
   const KeptTokens kept(p, part.length);
   if (thread == 0) {
     shared.part = part;
     shared.moments = reinterpret_cast<double*>(dynamic + places.moments);
-    shared.missing_here = shared.pushed = 0;
+    shared.missing_here = shared.pushed = shared.early_bin = 0;
     Search& search = shared.search[0];
     search.count = min(find_budget(p, 0.0f), part.length);
     search.wanted = search.count - kept.count;
@@ -98,6 +98,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   publish_moments(p, ws, shared);
   store_attention_query(attention_query, params.query, part.row);
+  const Tokens tokens{
+      static_cast<const char*>(params.key) + static_cast<int64_t>(part.row) * params.key_batch_stride * 2,
+      static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
+  const float2 bins = shared.bins[0];
+  const auto nothing = [](unsigned, int) {};
+  const bool early = places.early > 0;
+  if (early) {
+    find_early_bin(shared, histogram, max(places.early - kept.of_part(share), 0));
+    const int bin = shared.early_bin;
+    mark_words(share, scores, bins, Bounds(bin == 0 ? -INFINITY : static_cast<float>(bin), NAN), above_bits,
+               equal_bits, nothing);
+    __syncthreads();
+    make_early_list(kept, share, scores, above_bits, equal_bits, list);
+    if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
+  }
 #pragma unroll
   for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
   if (thread == 0)
@@ -105,21 +120,41 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   GSA_STAMP(5);
   const int chosen_by_score = max(part.length - kept.count, 0);
-  find_bin(row_histogram, ws.missing + part.row, chosen_by_score, shared, shared.search[0]);
+  Search& search = shared.search[0];
+  find_bin(row_histogram, ws.missing + part.row, chosen_by_score, shared, search);
   GSA_STAMP(6);
 #ifndef GSA_EMULATE_CUDA
-  if (shared.search[0].mode == Mode::kBin) __trap();  // TODO: later rounds
+  if (search.mode == Mode::kBin) __trap();  // TODO: later rounds
 #endif
-  const bool listed = shared.search[0].mode == Mode::kList;
-  mark_words(ws, shared, share, part.row, scores, above_bits, equal_bits,
-             listed ? histogram[shared.search[0].bin] : 0);
-  __syncthreads();
-  make_list(shared, kept, share, scores, above_bits, equal_bits, list);
+  const bool listed = search.mode == Mode::kList;
+  const unsigned reserved = listed ? histogram[search.bin] : 0;
+  const auto push = [&](unsigned key, int position) {
+    if (listed) push_candidate(ws, shared, part.row, reserved, key, position);
+  };
+  Bounds bounds(search);
+  if (early) {
+    const int rest = thread - (kWarps - kGroups) * 32;  // by those who rank
+    for (int i = rest; i >= 0 && i < list.entries; i += kGroups * 32) {
+      const unsigned key = list.keys[i];
+      if (key != 0xffffffffu && bounds.equal(bin_of(bins, unordered(key)))) push(key, list.positions[i]);
+    }
+    if (shared.early_bin > 0 && !(static_cast<float>(shared.early_bin) <= bounds.lower) &&
+        search.mode != Mode::kNone) {
+      bounds.limit = static_cast<float>(shared.early_bin);
+      mark_words(share, scores, bins, bounds, above_bits, equal_bits, push);
+      __syncthreads();
+      make_late_list(share, scores, above_bits, equal_bits, list);
+      // A slot without an early tile has nothing on its way yet.
+      if (warp % kGroups == 0 && warp / kGroups >= list.early_tiles())
+        request_tile(shared, dynamic, tokens, list, warp / kGroups);
+    }
+  } else {
+    mark_words(share, scores, bins, bounds, above_bits, equal_bits, push);
+    __syncthreads();
+    make_list(shared, kept, share, scores, above_bits, equal_bits, list);
+    if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
+  }
   GSA_STAMP(7);
-  const Tokens tokens{
-      static_cast<const char*>(params.key) + static_cast<int64_t>(part.row) * params.key_batch_stride * 2,
-      static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
-  if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
   if (listed && warp >= kWarps - kGroups) rank_candidates(ws, shared, part.row);
   attend(shared, dynamic, tokens, list, attention_query, params.scale * 1.44269504f);
   GSA_STAMP(8);

@@ -24,10 +24,11 @@ struct KeptTokens {
   __device__ int position(int i) const { return i < first ? i : recent_begin + i; }
 };
 
-// Bins lower <= x < upper are the boundary.
+// Bins lower <= x < upper are the boundary, upper <= x < limit above it.
 struct Bounds {
-  float upper, lower;
+  float upper, lower, limit = NAN;  // no limit
 
+  __device__ Bounds(float upper, float lower) : upper(upper), lower(lower) {}
   __device__ explicit Bounds(const Search& search) {
     const Mode mode = search.mode;
     const auto bin = static_cast<int>(search.bin);
@@ -35,33 +36,35 @@ struct Bounds {
     upper = mode == Mode::kAll ? -INFINITY : open || bin == kBins - 1 ? NAN : static_cast<float>(bin + 1);
     lower = open ? NAN : bin == 0 ? -INFINITY : static_cast<float>(bin);
   }
+  __device__ bool above(float x) const { return x >= upper && !(x >= limit); }
+  __device__ bool equal(float x) const { return !(x >= upper) && x >= lower && !(x >= limit); }
 };
 
-// Each word's bits above the boundary bin and in it; the keys in it go to the row's list, from the place that
-// the histogram's count reserved.
-__device__ inline void mark_words(const Workspace& ws, State& shared, const Share& share, int row,
-                                  const float* scores, unsigned* above_bits, unsigned* equal_bits,
-                                  unsigned reserved) {
+// Tells the row's other parts of a key in the boundary bin, at a place that the histogram's count reserved.
+__device__ __forceinline__ void push_candidate(const Workspace& ws, State& shared, int row, unsigned reserved,
+                                               unsigned key, int position) {
+  cuda::store_relaxed(
+      ws.list + static_cast<size_t>(row) * kCandidates + reserved + atomicAdd(&shared.pushed, 1u),
+      composite(key, position));
+}
+
+// Each word's bits above the boundary and in it; `push` is called with the latter's keys and positions.
+template <typename Push>
+__device__ __forceinline__ void mark_words(const Share& share, const float* scores, float2 bins,
+                                           const Bounds& bounds, unsigned* above_bits, unsigned* equal_bits,
+                                           Push&& push) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-  const Bounds bounds(shared.search[0]);
-  const float2 bins = shared.bins[0];
-  const bool listed = shared.search[0].mode == Mode::kList;
-  const auto push = [&](unsigned key, int position) {
-    cuda::store_relaxed(ws.list + static_cast<size_t>(row) * kCandidates + reserved +
-                            atomicAdd(&shared.pushed, 1u),
-                        composite(key, position));
-  };
   if (share.words <= kFewWords) {
     for (int word = warp; word < share.words; word += kWarps) {
       const float score = scores[word * kWord + lane], x = bin_of(bins, score);
-      const bool above = x >= bounds.upper, equal = !above && x >= bounds.lower;
+      const bool above = bounds.above(x), equal = bounds.equal(x);
       const unsigned above_word = __ballot_sync(0xffffffffu, above);
       const unsigned equal_word = __ballot_sync(0xffffffffu, equal);
       if (lane == 0) {
         above_bits[word] = above_word;
         equal_bits[word] = equal_word;
       }
-      if (equal && listed) push(ordered(score), share.base(word) + lane);
+      if (equal) push(ordered(score), share.base(word) + lane);
     }
     return;
   }
@@ -83,7 +86,6 @@ __device__ inline void mark_words(const Workspace& ws, State& shared, const Shar
     }
     above_bits[word] = above_word;
     equal_bits[word] = equal_word;
-    if (!listed) continue;
     for (unsigned own = equal_word; own; own &= own - 1) {
       const int at = __ffs(own) - 1;
       push(ordered(scores[word * kWord + at]), share.base(word) + at);
@@ -91,19 +93,51 @@ __device__ inline void mark_words(const Workspace& ws, State& shared, const Shar
   }
 }
 
-// Writes the tokens of words first .. last - 1 behind `sure` and `tied` others of their kind.
+// Where in a list the tokens of few words go: counts of the bits in the lane's two words and before them.
+struct FewWords {
+  int first, last, above, equal, above_before, equal_before, above_total, equal_total;
+
+  __device__ FewWords(const Share& share, const unsigned* above_bits, const unsigned* equal_bits) {
+    const int lane = threadIdx.x & 31;
+    first = min(lane * 2, share.words);
+    last = min(first + 2, share.words);
+    above = equal = 0;
+    for (int word = first; word < last; ++word) {
+      above += __popc(above_bits[word]);
+      equal += __popc(equal_bits[word]);
+    }
+    int both = above | equal << 16;  // neither has more than 2,048
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, both, offset);
+      if (lane >= offset) both += other;
+    }
+    const int total = __shfl_sync(0xffffffffu, both, 31);
+    above_before = (both & 0xffff) - above;
+    equal_before = (both >> 16) - equal;
+    above_total = total & 0xffff;
+    equal_total = total >> 16;
+  }
+};
+
+// Writes the tokens of words first .. last - 1: those above from place `sure` on, the others from `tied` on,
+// with keys from `keys` on. With kAllKeys those above have keys too, at their place.
+template <bool kAllKeys>
 __device__ __forceinline__ void emit_words(const Share& share, const float* scores,
                                            const unsigned* above_bits, const unsigned* equal_bits, int first,
-                                           int last, int sure, int tied, List& list) {
+                                           int last, int sure, int tied, int keys, const List& list) {
 #pragma unroll 1
   for (int word = first; word < last; ++word) {
     const int base = share.base(word);
-    for (unsigned bits = above_bits[word]; bits; bits &= bits - 1)
-      list.positions[sure++] = base + __ffs(bits) - 1;
-    for (unsigned bits = equal_bits[word]; bits; bits &= bits - 1, ++tied) {
+    for (unsigned bits = above_bits[word]; bits; bits &= bits - 1, ++sure) {
       const int at = __ffs(bits) - 1;
-      list.positions[list.sure + tied] = base + at;
-      list.keys[tied] = ordered(scores[word * kWord + at]);
+      list.positions[sure] = base + at;
+      if constexpr (kAllKeys) list.keys[sure] = ordered(scores[word * kWord + at]);
+    }
+    for (unsigned bits = equal_bits[word]; bits; bits &= bits - 1) {
+      const int at = __ffs(bits) - 1;
+      list.positions[tied++] = base + at;
+      list.keys[keys++] = ordered(scores[word * kWord + at]);
     }
   }
 }
@@ -115,26 +149,15 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
                                  List& list) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
   const int own = kept.of_part(share);
+  list.late = 0;
   if (share.words <= kFewWords) {
-    const int first = min(lane * 2, share.words), last = min(first + 2, share.words);
-    int above = 0, equal = 0;
-    for (int word = first; word < last; ++word) {
-      above += __popc(above_bits[word]);
-      equal += __popc(equal_bits[word]);
-    }
-    int both = above | equal << 16;  // few words: neither has more than 2,048
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, both, offset);
-      if (lane >= offset) both += other;
-    }
-    const int total = __shfl_sync(0xffffffffu, both, 31);
-    list.sure = own + (total & 0xffff);
-    list.entries = list.sure + (total >> 16);
+    const FewWords few(share, above_bits, equal_bits);
+    list.sure = own + few.above_total;
+    list.entries = list.sure + few.equal_total;
     if (warp % kGroups != 0) return;
     for (int i = lane; i < own; i += 32) list.positions[i] = kept.position(share.rank + i * share.splits);
-    emit_words(share, scores, above_bits, equal_bits, first, last, own + (both & 0xffff) - above,
-               (both >> 16) - equal, list);
+    emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
+                      list.sure + few.equal_before, few.equal_before, list);
     __syncwarp();
     return;
   }
@@ -157,9 +180,63 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
   __syncthreads();
   list.sure = shared.sure_total;
   list.entries = shared.entries_total;
-  emit_words(share, scores, above_bits, equal_bits, first, last, own + sum.x, sum.y, list);
+  emit_words<false>(share, scores, above_bits, equal_bits, first, last, own + sum.x, list.sure + sum.y, sum.y,
+                    list);
   cuda::fence_async_proxy();  // copies of keys and values may take the scores' place
   __syncthreads();
+}
+
+// Finds the lowest bin so that the part has no more than `wanted` keys in it and above, by its own histogram.
+__device__ inline void find_early_bin(State& shared, const unsigned* histogram, int wanted) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+  const uint4 four = *reinterpret_cast<const uint4*>(histogram + first_bin());
+  const unsigned bins[kBinsEach] = {four.x, four.y, four.z, four.w};
+  const unsigned mine = four.x + four.y + four.z + four.w;
+  unsigned sum = mine;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const unsigned other = __shfl_up_sync(0xffffffffu, sum, offset);
+    if (lane >= offset) sum += other;
+  }
+  if (lane == 31) shared.warp_total[warp] = sum;
+  __syncthreads();
+  auto above = sum - mine + __reduce_add_sync(0xffffffffu, lane < warp ? shared.warp_total[lane] : 0);
+  const auto limit = static_cast<unsigned>(wanted);
+  if (above <= limit && above + mine > limit) {
+    int i = kBinsEach - 1;
+    for (; above + bins[i] <= limit; --i) above += bins[i];
+    shared.early_bin = first_bin() + i + 1;
+  }
+  __syncthreads();
+}
+
+// The tokens asked for before the boundary is known: kept ones and those with bits.
+__device__ inline void make_early_list(const KeptTokens& kept, const Share& share, const float* scores,
+                                       const unsigned* above_bits, const unsigned* equal_bits, List& list) {
+  const int lane = threadIdx.x & 31, own = kept.of_part(share);
+  const FewWords few(share, above_bits, equal_bits);
+  list.sure = list.late = 0;
+  list.entries = own + few.above_total;
+  if (threadIdx.x / 32 % kGroups != 0) return;
+  for (int i = lane; i < own; i += 32) {
+    list.positions[i] = kept.position(share.rank + i * share.splits);
+    list.keys[i] = 0xffffffffu;
+  }
+  emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before, 0, 0,
+                   list);
+  __syncwarp();
+}
+
+// And the rest, when it is.
+__device__ inline void make_late_list(const Share& share, const float* scores, const unsigned* above_bits,
+                                      const unsigned* equal_bits, List& list) {
+  const FewWords few(share, above_bits, equal_bits);
+  list.late = few.above_total + few.equal_total;
+  if (threadIdx.x / 32 % kGroups != 0) return;
+  const int first = list.early_tiles() * kTile, tied = first + few.above_total + few.equal_before;
+  emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, first + few.above_before, tied,
+                   tied, list);
+  __syncwarp();
 }
 
 // By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of theirs.

@@ -1,4 +1,7 @@
 // Launches the fused decode step.
+#include <algorithm>
+#include <cmath>
+
 #include "gsa/ops/sparse_decode/sparse_decode.h"
 #include "gsa/ops/sparse_decode/sparse_decode_kernel.cuh"
 
@@ -24,6 +27,13 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
   plan.layout.part_keys = static_cast<int>(part_keys(p.keys, plan.layout.splits));
   const int words = static_cast<int>((p.keys + kWord - 1) / kWord);
   plan.places.words = (words + plan.layout.splits - 1) / plan.layout.splits;
+#ifndef GSA_NO_EARLY
+  if (plan.places.words <= kFewWords) {
+    const double expected = static_cast<double>(p.k_max) / plan.layout.splits;
+    plan.places.early = std::min(static_cast<int>(expected + 4 * std::sqrt(expected) + 1), (kSlots - 1) * kTile);
+    if (expected + 2 * std::sqrt(expected) > plan.places.early) plan.places.early = 0;
+  }
+#endif
   constexpr struct {
     int warps, bytes;
   } kRings[] = {{kWarps, 2 * kRingBytes}, {kWarps, kRingBytes}, {12, kRingBytes}};
@@ -42,7 +52,7 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     take(plan.places.histogram, kBins * sizeof(unsigned));
     take(plan.places.bits, 2 * plan.places.words * sizeof(unsigned));
     take(plan.places.list, kMaxList * sizeof(int));
-    take(plan.places.keys, kCandidates * sizeof(unsigned));
+    take(plan.places.keys, (plan.places.early ? kMaxList : kCandidates) * sizeof(unsigned));
     take(plan.places.query, 64 / 32 * 512);
     take(plan.places.terms, 4 * sizeof(float4) + 4 * sizeof(float2));
     take(plan.places.moments, kWarps * moment_sets(1) * 12 * sizeof(double));

@@ -27,6 +27,7 @@ constexpr int kStamps = 16;
 struct Places {
   int scores, histogram, bits, list, keys, query, terms, moments, attention_query, end;
   int words;  // of 32 keys a part may have
+  int early;  // tokens that a part asks for before it knows the boundary bin, if any
 };
 
 struct Workspace : decode::Workspace {
@@ -41,14 +42,24 @@ struct State : decode::Shared {
   unsigned long long threshold;
   unsigned reserved, pushed, missing_here;
   int sure_total, entries_total;
+  int early_bin;  // keys in it and above were asked for early
   float peak[kWarps][kGroupHeads], sum[kWarps][kGroupHeads];
 };
 
-// This part's tokens to attend to: `sure` ones first, then candidates.
+// This part's tokens to attend to: `sure` ones first, then others, for whose keys see class_of; and in tiles
+// behind them, where the first ones were early and not all, the rest.
 struct List {
   int* positions;
-  unsigned* keys;  // ordered scores of the candidates
-  int sure, entries;
+  unsigned* keys;  // ordered scores of those that are not sure
+  int sure, entries, late;
+
+  __device__ __forceinline__ int early_tiles() const { return (entries + kTile - 1) / kTile; }
+  __device__ __forceinline__ int tiles() const { return early_tiles() + (late + kTile - 1) / kTile; }
+  // Tokens of a tile, 0 beyond the last.
+  __device__ __forceinline__ int count(int tile) const {
+    const int left = tile * kTile < entries ? entries - tile * kTile : late - (tile - early_tiles()) * kTile;
+    return min(max(left, 0), kTile);
+  }
 };
 
 #ifdef GSA_CLOCKS

@@ -8,14 +8,20 @@ namespace gsa::sparse_decode {
 
 // Zeroes what the search used, when all parts have told what they found; by the parts that finish pieces.
 __device__ inline void clean_search(const Workspace& ws, const State& shared, const Part& part,
-                                    const Pieces& pieces) {
+                                    const Pieces& pieces, const List& list, float2 bins) {
   const int each = (kPieces + part.splits - 1) / part.splits, finishers = (kPieces + each - 1) / each;
-  for (int i = part.rank * kThreads + threadIdx.x; i < kBins; i += finishers * kThreads)
+  const int thread = threadIdx.x;
+  const Search& search = shared.search[0];
+  for (int i = part.rank * kThreads + thread; i < kBins; i += finishers * kThreads)
     ws.histogram[static_cast<size_t>(part.row) * kBins + i] = 0;
+  if (ws.buckets && thread < min(list.entries, kBucket) && shared.told_at[thread] < kBucket) {
+    const int bin = clamp_bin(bin_of(bins, unordered(list.keys[thread])));
+    ws.buckets[(static_cast<size_t>(part.row) * kBins + bin) * kBucket + shared.told_at[thread]] = 0;
+  }
   if (part.rank != 0) return;
-  if (shared.search[0].mode == Mode::kList && threadIdx.x < shared.search[0].candidates)
-    ws.list[static_cast<size_t>(part.row) * kCandidates + threadIdx.x] = 0;
-  if (threadIdx.x == 0) ws.barrier[part.row * 2] = ws.missing[part.row] = 0;
+  if (search.mode == Mode::kList && thread < search.candidates)
+    candidates_of(ws, part.row, search.bin, search.candidates)[thread] = 0;
+  if (thread == 0) ws.barrier[part.row * 2] = ws.missing[part.row] = 0;
 }
 
 template <class Key>
@@ -60,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0) {
     shared.part = part;
     shared.moments = reinterpret_cast<double*>(dynamic + places.moments);
-    shared.missing_here = shared.pushed = shared.early_bin = 0;
+    shared.missing_here = shared.early_bin = 0;
     Search& search = shared.search[0];
     search.count = min(find_budget(p, 0.0f), part.length);
     search.wanted = search.count - kept.count;
@@ -104,17 +110,35 @@ __global__ void __launch_bounds__(kThreads, 1)
   const float2 bins = shared.bins[0];
   const auto nothing = [](unsigned, int) {};
   const bool early = places.early > 0;
+  const auto take_places = [&] {
+#pragma unroll
+    for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
+  };
   if (early) {
     find_early_bin(shared, histogram, max(places.early - kept.of_part(share), 0));
     const int bin = shared.early_bin;
     mark_words(share, scores, bins, Bounds(bin == 0 ? -INFINITY : static_cast<float>(bin), NAN), above_bits,
                equal_bits, nothing);
+    take_places();
     __syncthreads();
     make_early_list(kept, share, scores, above_bits, equal_bits, list);
     if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
+    if (ws.buckets && warp == kWarps - kGroups && Pieces(share).count > 0) {
+      for (int i = thread % 32; i < min(list.entries, kBucket); i += 32) {
+        const unsigned key = list.keys[i];
+        shared.told_at[i] = kBucket;
+        if (key == 0xffffffffu) continue;
+        const int of = clamp_bin(bin_of(bins, unordered(key)));
+        const unsigned at = atomicAdd(histogram + of, 1u);
+        if (at >= kBucket) continue;
+        shared.told_at[i] = at;
+        cuda::store_relaxed(ws.buckets + (static_cast<size_t>(part.row) * kBins + of) * kBucket + at,
+                            composite(key, list.positions[i]));
+      }
+    }
+  } else {
+    take_places();
   }
-#pragma unroll
-  for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
   if (thread == 0)
     while (cuda::load_relaxed(counter) < static_cast<unsigned>(part.splits)) cuda::poll_again();
   __syncthreads();
@@ -127,14 +151,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (search.mode == Mode::kBin) __trap();  // TODO: later rounds
 #endif
   const bool listed = search.mode == Mode::kList;
-  const unsigned reserved = listed ? histogram[search.bin] : 0;
+  unsigned long long* candidates = candidates_of(ws, part.row, search.bin, search.candidates);
+  const bool told = ws.buckets && search.candidates <= kBucket && Pieces(share).count > 0;  // the first early ones
   const auto push = [&](unsigned key, int position) {
-    if (listed) push_candidate(ws, shared, part.row, reserved, key, position);
+    if (!listed) return;
+    const unsigned at = atomicAdd(histogram + search.bin, 1u);
+    cuda::store_relaxed(candidates + at, composite(key, position));
   };
   Bounds bounds(search);
   if (early) {
     const int rest = thread - (kWarps - kGroups) * 32;  // by those who rank
-    for (int i = rest; i >= 0 && i < list.entries; i += kGroups * 32) {
+    for (int i = told && rest >= 0 ? rest + kBucket : rest; i >= 0 && i < list.entries; i += kGroups * 32) {
       const unsigned key = list.keys[i];
       if (key != 0xffffffffu && bounds.equal(bin_of(bins, unordered(key)))) push(key, list.positions[i]);
     }
@@ -165,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (part.rank == part.splits - 1) write_statistic(p, ws, part);
   if (part.rank == 0 && thread == 0) p.counts[part.row] = shared.search[0].count;
   finish(ws, share, dynamic + kGroups * kGroupHeads * kOutStride * 4, params.out, params.lse, part.row,
-         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces); });
+         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, list, bins); });
   GSA_STAMP(11);
 }
 

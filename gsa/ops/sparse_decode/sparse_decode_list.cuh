@@ -40,12 +40,12 @@ struct Bounds {
   __device__ bool equal(float x) const { return !(x >= upper) && x >= lower && !(x >= limit); }
 };
 
-// Tells the row's other parts of a key in the boundary bin, at a place that the histogram's count reserved.
-__device__ __forceinline__ void push_candidate(const Workspace& ws, State& shared, int row, unsigned reserved,
-                                               unsigned key, int position) {
-  cuda::store_relaxed(
-      ws.list + static_cast<size_t>(row) * kCandidates + reserved + atomicAdd(&shared.pushed, 1u),
-      composite(key, position));
+// Where the row's parts tell each other the keys in a bin.
+__device__ __forceinline__ unsigned long long* candidates_of(const Workspace& ws, int row, unsigned bin,
+                                                             unsigned count) {
+  return ws.buckets && count <= kBucket
+             ? ws.buckets + (static_cast<size_t>(row) * kBins + bin) * kBucket
+             : ws.list + static_cast<size_t>(row) * kCandidates;
 }
 
 // Each word's bits above the boundary and in it; `push` is called with the latter's keys and positions.
@@ -190,7 +190,6 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
 __device__ inline void find_early_bin(State& shared, const unsigned* histogram, int wanted) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
   const uint4 four = *reinterpret_cast<const uint4*>(histogram + first_bin());
-  const unsigned bins[kBinsEach] = {four.x, four.y, four.z, four.w};
   const unsigned mine = four.x + four.y + four.z + four.w;
   unsigned sum = mine;
 #pragma unroll
@@ -203,9 +202,12 @@ __device__ inline void find_early_bin(State& shared, const unsigned* histogram, 
   auto above = sum - mine + __reduce_add_sync(0xffffffffu, lane < warp ? shared.warp_total[lane] : 0);
   const auto limit = static_cast<unsigned>(wanted);
   if (above <= limit && above + mine > limit) {
-    int i = kBinsEach - 1;
-    for (; above + bins[i] <= limit; --i) above += bins[i];
-    shared.early_bin = first_bin() + i + 1;
+    int taken = 0;  // of this thread's bins, from the highest on
+    for (const unsigned count : {four.w, four.z, four.y, four.x}) {
+      above += count;
+      taken += above <= limit;
+    }
+    shared.early_bin = first_bin() + kBinsEach - taken;
   }
   __syncthreads();
 }
@@ -243,7 +245,7 @@ __device__ inline void make_late_list(const Share& share, const float* scores, c
 __device__ inline void rank_candidates(const Workspace& ws, State& shared, int row) {
   const int thread = threadIdx.x % (kGroups * 32);
   const auto count = static_cast<int>(shared.search[0].candidates);
-  const unsigned long long* from = ws.list + static_cast<size_t>(row) * kCandidates;
+  const unsigned long long* from = candidates_of(ws, row, shared.search[0].bin, count);
   for (int i = thread; i < count; i += kGroups * 32) shared.list[i] = wait_candidate(from + i);
   cuda::named_barrier<kGroups * 32>(kSlots);
   for (int i = thread; i < count; i += kGroups * 32) {

@@ -84,6 +84,9 @@ size_t place_workspace(const SparseDecodeParams& params, const Plan& plan, Works
   take(ws.histogram, rows * kBins);
   take(ws.partial, ctas * kOutputs);
   take(ws.peaks, ctas * kPieces);
+#ifndef GSA_NO_BUCKETS
+  if (plan.places.early) take(ws.buckets, rows * kBins * kBucket);
+#endif
   ws.zeroed_bytes = used;
 #ifdef GSA_CLOCKS
   take(ws.clocks, ctas * kStamps);

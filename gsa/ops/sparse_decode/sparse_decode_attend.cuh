@@ -121,8 +121,7 @@ __device__ inline void store_attention_query(unsigned* to, const void* query, in
 // A warp's share of the part's tokens; the first tile of each slot is on its way. Leaves what it found in its
 // slot's tile.
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
-                              const unsigned* query, float scale) {
-  const Bounds bounds(shared.search[0]);
+                              const Bounds& bounds, const unsigned* query, float scale) {
   const float2 bins = shared.bins[0];
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
   const unsigned* own_query = query + group * (kDim / 16 * 64) + lane * 2;
@@ -139,9 +138,10 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
     bool seen = lane % kTile < count;
     if (tile * kTile + count > list.sure) {
       const unsigned key = seen && at >= list.sure ? list.keys[at - list.sure] : 0xffffffffu;
-      const float x = bin_of(bins, unordered(key));
-      const bool equal = key != 0xffffffffu && bounds.equal(x);
-      seen &= key == 0xffffffffu || bounds.above(x);
+      const float score = unordered(key);
+      const Class found = bounds.classify(bin_of(bins, score), score, list.positions[at]);
+      const bool equal = key != 0xffffffffu && found.equal;
+      seen &= key == 0xffffffffu || found.above;
       if (__any_sync(0xffffffffu, equal)) {
         cuda::mbarrier_wait(&shared.ranked, 0);
         seen |= equal && composite(key, list.positions[at]) >= shared.threshold;

@@ -3,25 +3,30 @@
 
 #include "gsa/ops/indexer/index_select_decode_kernel.cuh"
 #include "gsa/ops/sparse_decode/sparse_decode_combine.cuh"
+#include "gsa/ops/sparse_decode/sparse_decode_narrow.cuh"
 
 namespace gsa::sparse_decode {
 
 // Zeroes what the search used, when all parts have told what they found; by the parts that finish pieces.
 __device__ inline void clean_search(const Workspace& ws, const State& shared, const Part& part,
-                                    const Pieces& pieces, const List& list, float2 bins) {
+                                    const Pieces& pieces, const List& list, float2 bins,
+                                    unsigned long long* candidates) {
   const int each = (kPieces + part.splits - 1) / part.splits, finishers = (kPieces + each - 1) / each;
   const int thread = threadIdx.x;
   const Search& search = shared.search[0];
   for (int i = part.rank * kThreads + thread; i < kBins; i += finishers * kThreads)
     ws.histogram[static_cast<size_t>(part.row) * kBins + i] = 0;
+  for (int i = part.rank * kThreads + thread; i < shared.rounds * kBins; i += finishers * kThreads)
+    ws.later_histogram[static_cast<size_t>(part.row) * kLaterRounds * kBins + i] = 0;
   if (ws.buckets && thread < min(list.entries, kBucket) && shared.told_at[thread] < kBucket) {
     const int bin = clamp_bin(bin_of(bins, unordered(list.keys[thread])));
     ws.buckets[(static_cast<size_t>(part.row) * kBins + bin) * kBucket + shared.told_at[thread]] = 0;
   }
   if (part.rank != 0) return;
   if (search.mode == Mode::kList && thread < search.candidates)
-    candidates_of(ws, part.row, search.bin, search.candidates)[thread] = 0;
+    candidates[thread] = 0;
   if (thread == 0) ws.barrier[part.row * 2] = ws.missing[part.row] = 0;
+  if (thread < 2) ws.span[part.row * 2 + thread] = 0;
 }
 
 template <class Key>
@@ -66,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0) {
     shared.part = part;
     shared.moments = reinterpret_cast<double*>(dynamic + places.moments);
-    shared.missing_here = shared.early_bin = 0;
+    shared.missing_here = shared.early_bin = shared.rounds = 0;
     Search& search = shared.search[0];
     search.count = min(find_budget(p, 0.0f), part.length);
     search.wanted = search.count - kept.count;
@@ -147,23 +152,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   Search& search = shared.search[0];
   find_bin(row_histogram, ws.missing + part.row, chosen_by_score, shared, search);
   GSA_STAMP(6);
-#ifndef GSA_EMULATE_CUDA
-  if (search.mode == Mode::kBin) __trap();  // TODO: later rounds
-#endif
+  Bounds bounds(search);
+  if (search.mode == Mode::kBin) narrow(ws, shared, share, part.row, scores, histogram, bounds, 1);
   const bool listed = search.mode == Mode::kList;
-  unsigned long long* candidates = candidates_of(ws, part.row, search.bin, search.candidates);
-  const bool told = ws.buckets && search.candidates <= kBucket && Pieces(share).count > 0;  // the first early ones
+  unsigned long long* candidates = shared.rounds > 0 ? ws.list + static_cast<size_t>(part.row) * kCandidates : candidates_of(ws, part.row, search.bin, search.candidates);
+  const bool told = ws.buckets && shared.rounds == 0 && search.candidates <= kBucket && Pieces(share).count > 0;  // the first early ones
   const auto push = [&](unsigned key, int position) {
     if (!listed) return;
     const unsigned at = atomicAdd(histogram + search.bin, 1u);
     cuda::store_relaxed(candidates + at, composite(key, position));
   };
-  Bounds bounds(search);
   if (early) {
     const int rest = thread - (kWarps - kGroups) * 32;  // by those who rank
     for (int i = told && rest >= 0 ? rest + kBucket : rest; i >= 0 && i < list.entries; i += kGroups * 32) {
       const unsigned key = list.keys[i];
-      if (key != 0xffffffffu && bounds.equal(bin_of(bins, unordered(key)))) push(key, list.positions[i]);
+      const float score = unordered(key);
+      if (key != 0xffffffffu && bounds.classify(bin_of(bins, score), score, list.positions[i]).equal)
+        push(key, list.positions[i]);
     }
     if (shared.early_bin > 0 && !(static_cast<float>(shared.early_bin) <= bounds.lower) &&
         search.mode != Mode::kNone) {
@@ -182,8 +187,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
   }
   GSA_STAMP(7);
-  if (listed && warp >= kWarps - kGroups) rank_candidates(ws, shared, part.row);
-  attend(shared, dynamic, tokens, list, attention_query, params.scale * 1.44269504f);
+  if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
+  attend(shared, dynamic, tokens, list, bounds, attention_query, params.scale * 1.44269504f);
   GSA_STAMP(8);
   __syncthreads();
   GSA_STAMP(9);
@@ -192,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (part.rank == part.splits - 1) write_statistic(p, ws, part);
   if (part.rank == 0 && thread == 0) p.counts[part.row] = shared.search[0].count;
   finish(ws, share, dynamic + kGroups * kGroupHeads * kOutStride * 4, params.out, params.lse, part.row,
-         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, list, bins); });
+         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, list, bins, candidates); });
   GSA_STAMP(11);
 }
 

@@ -24,9 +24,11 @@ struct KeptTokens {
   __device__ int position(int i) const { return i < first ? i : recent_begin + i; }
 };
 
-// Bins lower <= x < upper are the boundary, upper <= x < limit above it.
+// Bins lower <= x < upper are the boundary, upper <= x < limit above it; and of the boundary what lies in
+// [low, high], as composites, where it had very many keys.
 struct Bounds {
   float upper, lower, limit = NAN;  // no limit
+  unsigned long long low = 0, high = ~0ull;
 
   __device__ Bounds(float upper, float lower) : upper(upper), lower(lower) {}
   __device__ explicit Bounds(const Search& search) {
@@ -36,8 +38,16 @@ struct Bounds {
     upper = mode == Mode::kAll ? -INFINITY : open || bin == kBins - 1 ? NAN : static_cast<float>(bin + 1);
     lower = open ? NAN : bin == 0 ? -INFINITY : static_cast<float>(bin);
   }
-  __device__ bool above(float x) const { return x >= upper && !(x >= limit); }
-  __device__ bool equal(float x) const { return !(x >= upper) && x >= lower && !(x >= limit); }
+  // `x` is the bin of `score`.
+  __device__ __forceinline__ Class classify(float x, float score, int position) const {
+    if (x >= limit) return {false, false};
+    Class found{x >= upper, !(x >= upper) && x >= lower};
+    if (found.equal && (low != 0 || high != ~0ull)) {
+      const unsigned long long own = composite(ordered(score), position);
+      found = {own > high, own >= low && own <= high};
+    }
+    return found;
+  }
 };
 
 // Where the row's parts tell each other the keys in a bin.
@@ -57,14 +67,14 @@ __device__ __forceinline__ void mark_words(const Share& share, const float* scor
   if (share.words <= kFewWords) {
     for (int word = warp; word < share.words; word += kWarps) {
       const float score = scores[word * kWord + lane], x = bin_of(bins, score);
-      const bool above = bounds.above(x), equal = bounds.equal(x);
-      const unsigned above_word = __ballot_sync(0xffffffffu, above);
-      const unsigned equal_word = __ballot_sync(0xffffffffu, equal);
+      const Class found = bounds.classify(x, score, share.base(word) + lane);
+      const unsigned above_word = __ballot_sync(0xffffffffu, found.above);
+      const unsigned equal_word = __ballot_sync(0xffffffffu, found.equal);
       if (lane == 0) {
         above_bits[word] = above_word;
         equal_bits[word] = equal_word;
       }
-      if (equal) push(ordered(score), share.base(word) + lane);
+      if (found.equal) push(ordered(score), share.base(word) + lane);
     }
     return;
   }
@@ -78,10 +88,10 @@ __device__ __forceinline__ void mark_words(const Share& share, const float* scor
       const float score[] = {found.x, found.y, found.z, found.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float x = bin_of(bins, score[j]);
-        const bool above = x >= bounds.upper, equal = !above && x >= bounds.lower;
-        if (above) above_word |= 1u << (place * 4 + j);
-        if (equal) equal_word |= 1u << (place * 4 + j);
+        const Class of_score =
+            bounds.classify(bin_of(bins, score[j]), score[j], share.base(word) + place * 4 + j);
+        if (of_score.above) above_word |= 1u << (place * 4 + j);
+        if (of_score.equal) equal_word |= 1u << (place * 4 + j);
       }
     }
     above_bits[word] = above_word;
@@ -242,10 +252,9 @@ __device__ inline void make_late_list(const Share& share, const float* scores, c
 }
 
 // By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of theirs.
-__device__ inline void rank_candidates(const Workspace& ws, State& shared, int row) {
+__device__ inline void rank_candidates(State& shared, const unsigned long long* from) {
   const int thread = threadIdx.x % (kGroups * 32);
   const auto count = static_cast<int>(shared.search[0].candidates);
-  const unsigned long long* from = candidates_of(ws, row, shared.search[0].bin, count);
   for (int i = thread; i < count; i += kGroups * 32) shared.list[i] = wait_candidate(from + i);
   cuda::named_barrier<kGroups * 32>(kSlots);
   for (int i = thread; i < count; i += kGroups * 32) {

@@ -82,6 +82,8 @@ size_t place_workspace(const SparseDecodeParams& params, const Plan& plan, Works
   take(ws.slots, ctas);
   take(ws.list, rows * kCandidates);
   take(ws.histogram, rows * kBins);
+  take(ws.later_histogram, rows * kLaterRounds * kBins);
+  take(ws.span, rows * 2);
   take(ws.partial, ctas * kOutputs);
   take(ws.peaks, ctas * kPieces);
 #ifndef GSA_NO_BUCKETS

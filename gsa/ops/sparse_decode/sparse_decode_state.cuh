@@ -22,6 +22,7 @@ constexpr int kPieces = kOutputs / kPiece;
 constexpr int kMaxList = 2048 + kCandidates + 160;  // tokens that a part may have to attend to
 constexpr int kMaxParts = 144;                      // of a row
 constexpr int kBucket = 64;                         // keys of a bin that are told early
+constexpr int kLaterRounds = 6;                     // that divide a bin of very many: 11 bits of 64 each
 constexpr int kStamps = 16;
 
 // Places in dynamic shared memory, in bytes. Tiles of keys and values lie where rings and scores were.
@@ -34,6 +35,8 @@ struct Places {
 struct Workspace : decode::Workspace {
   float* partial;  // [ctas, kOutputs]: of a row [piece, part, kPiece]
   float2* peaks;   // [ctas, kPieces]: of a row [piece, part] largest logit, sum of weights
+  unsigned* later_histogram;    // [rows, kLaterRounds, kBins]
+  unsigned long long* span;     // [rows, 2] ~smallest and largest candidate, where there are very many
   unsigned long long* buckets;  // [rows, kBins, kBucket] each bin's first keys, or null
   long long* clocks;  // [ctas, kStamps] or null
 };
@@ -42,7 +45,9 @@ struct State : decode::Shared {
   uint64_t arrived[kSlots];  // barriers of the tiles
   uint64_t ranked;           // and of the threshold
   unsigned long long threshold;
+  unsigned long long span[2];
   unsigned missing_here;
+  int rounds;  // later ones there were
   int sure_total, entries_total;
   unsigned told_at[kBucket];  // places in their bins of the early tokens told of, kBucket: not told
   int early_bin;  // keys in it and above were asked for early

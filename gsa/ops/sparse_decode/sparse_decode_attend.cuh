@@ -136,8 +136,8 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
     unsigned weights[2];
     multiply_keys(logits, keys, own_query);
     bool seen = lane % kTile < count;
-    if (tile * kTile + count > list.sure) {
-      const unsigned key = seen && at >= list.sure ? list.keys[at - list.sure] : 0xffffffffu;
+    if (tile * kTile < list.begin || tile * kTile + count > list.sure) {
+      const unsigned key = seen && !list.is_sure(at) ? list.key(at) : 0xffffffffu;
       const float score = unordered(key);
       const Class found = bounds.classify(bin_of(bins, score), score, list.positions[at]);
       const bool equal = key != 0xffffffffu && found.equal;

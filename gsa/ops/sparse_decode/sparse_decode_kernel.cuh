@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   float4* head_terms = reinterpret_cast<float4*>(dynamic + places.terms);
   float2* column_scales = reinterpret_cast<float2*>(head_terms + 4);
   unsigned* attention_query = reinterpret_cast<unsigned*>(dynamic + places.attention_query);
-  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, 0};
+  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, 0, 0};
 
   for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
   const KeptTokens kept(p, part.length);
@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
   const float2 bins = shared.bins[0];
   const auto nothing = [](unsigned, int) {};
-  const bool early = places.early > 0;
+  const bool early = places.early > 0, few = share.words <= kFewWords;
+  int early_tiles = early ? kSlots : 0;
   const auto take_places = [&] {
 #pragma unroll
     for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
@@ -122,12 +123,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (early) {
     find_early_bin(shared, histogram, max(places.early - kept.of_part(share), 0));
     const int bin = shared.early_bin;
-    mark_words(share, scores, bins, Bounds(bin == 0 ? -INFINITY : static_cast<float>(bin), NAN), above_bits,
-               equal_bits, nothing);
+    mark_words(share, scores, bins,
+               Bounds(bin == 0       ? -INFINITY
+                      : bin == kBins ? NAN
+                                     : static_cast<float>(bin),
+                      NAN),
+               above_bits, equal_bits, nothing);
     take_places();
     __syncthreads();
-    make_early_list(kept, share, scores, above_bits, equal_bits, list);
-    if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
+    make_early_list(shared, kept, share, scores, above_bits, equal_bits, list);
+    if (!few) early_tiles = min(list.entries / kTile, places.early_slots);
+    if (warp % kGroups == 0 && warp / kGroups < early_tiles)
+      request_tile(shared, dynamic, tokens, list, warp / kGroups);
     if (ws.buckets && warp == kWarps - kGroups && Pieces(share).count > 0) {
       for (int i = thread % 32; i < min(list.entries, kBucket); i += 32) {
         const unsigned key = list.keys[i];
@@ -153,7 +160,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   find_bin(row_histogram, ws.missing + part.row, chosen_by_score, shared, search);
   GSA_STAMP(6);
   Bounds bounds(search);
-  if (search.mode == Mode::kBin) narrow(ws, shared, share, part.row, scores, histogram, bounds, 1);
+  if (search.mode == Mode::kBin) {
+    narrow(ws, shared, share, part.row, scores, histogram, 1);
+    bounds.low = shared.span[0];
+    bounds.high = shared.span[1];
+  }
   const bool listed = search.mode == Mode::kList;
   unsigned long long* candidates = shared.rounds > 0 ? ws.list + static_cast<size_t>(part.row) * kCandidates : candidates_of(ws, part.row, search.bin, search.candidates);
   const bool told = ws.buckets && shared.rounds == 0 && search.candidates <= kBucket && Pieces(share).count > 0;  // the first early ones
@@ -162,7 +173,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     const unsigned at = atomicAdd(histogram + search.bin, 1u);
     cuda::store_relaxed(candidates + at, composite(key, position));
   };
-  if (early) {
+  const bool whole = shared.early_bin == 0 || static_cast<float>(shared.early_bin) <= bounds.lower ||
+                     search.mode == Mode::kNone;  // the early list has all that are selected
+  if (early && few) {
     const int rest = thread - (kWarps - kGroups) * 32;  // by those who rank
     for (int i = told && rest >= 0 ? rest + kBucket : rest; i >= 0 && i < list.entries; i += kGroups * 32) {
       const unsigned key = list.keys[i];
@@ -170,22 +183,38 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (key != 0xffffffffu && bounds.classify(bin_of(bins, score), score, list.positions[i]).equal)
         push(key, list.positions[i]);
     }
-    if (shared.early_bin > 0 && !(static_cast<float>(shared.early_bin) <= bounds.lower) &&
-        search.mode != Mode::kNone) {
-      bounds.limit = static_cast<float>(shared.early_bin);
-      mark_words(share, scores, bins, bounds, above_bits, equal_bits, push);
+    if (!whole) {
+      Bounds others = bounds;
+      if (shared.early_bin < kBins) others.limit = static_cast<float>(shared.early_bin);
+      mark_words(share, scores, bins, others, above_bits, equal_bits, push);
       __syncthreads();
       make_late_list(share, scores, above_bits, equal_bits, list);
-      // A slot without an early tile has nothing on its way yet.
-      if (warp % kGroups == 0 && warp / kGroups >= list.early_tiles())
-        request_tile(shared, dynamic, tokens, list, warp / kGroups);
+      early_tiles = list.early_tiles();  // slots beyond have nothing on their way yet
     }
+  } else if (early && whole) {
+    filter_list(shared, bounds, bins, early_tiles * kTile, list, push);
   } else {
     mark_words(share, scores, bins, bounds, above_bits, equal_bits, push);
     __syncthreads();
-    make_list(shared, kept, share, scores, above_bits, equal_bits, list);
-    if (warp % kGroups == 0) request_tile(shared, dynamic, tokens, list, warp / kGroups);
+    list.late = 0;
+    list.begin = early_tiles * kTile;
+    if (early_tiles > 0) {  // their tokens are not listed again
+      if (thread < list.begin && list.keys[thread] != 0xffffffffu) {
+        const int position = list.positions[thread], word = position / kWord / share.splits;
+        atomicAnd(above_bits + word, ~(1u << position % kWord));
+        atomicAnd(equal_bits + word, ~(1u << position % kWord));
+      }
+      __syncthreads();
+    }
+    // Kept tokens beyond the early tiles.
+    const int own = max(kept.of_part(share), list.begin);
+    if (few ? warp % kGroups == 0 : true)
+      for (int i = list.begin + (few ? thread % 32 : thread); i < own; i += few ? 32 : kThreads)
+        list.positions[i] = kept.position(share.rank + i * share.splits);
+    make_list(shared, share, scores, above_bits, equal_bits, own, list);
   }
+  if (!(early && few && whole) && warp % kGroups == 0 && warp / kGroups >= early_tiles)
+    request_tile(shared, dynamic, tokens, list, warp / kGroups);
   GSA_STAMP(7);
   if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
   attend(shared, dynamic, tokens, list, bounds, attention_query, params.scale * 1.44269504f);

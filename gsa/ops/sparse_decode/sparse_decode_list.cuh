@@ -152,46 +152,66 @@ __device__ __forceinline__ void emit_words(const Share& share, const float* scor
   }
 }
 
-// The list, in a fixed order. Every warp gets its sizes; of few words each slot's first warp writes all of
-// it, the same as the others, so that it need not wait for them.
-__device__ inline void make_list(State& shared, const KeptTokens& kept, const Share& share,
-                                 const float* scores, const unsigned* above_bits, const unsigned* equal_bits,
-                                 List& list) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-  const int own = kept.of_part(share);
-  list.late = 0;
+// The part's kept tokens, from place 0 on.
+__device__ __forceinline__ void list_kept(const KeptTokens& kept, const Share& share, int thread, int threads,
+                                          bool keys, const List& list) {
+  for (int i = thread; i < kept.of_part(share); i += threads) {
+    list.positions[i] = kept.position(share.rank + i * share.splits);
+    if (keys) list.keys[i] = 0xffffffffu;
+  }
+}
+
+// Of many words, a thread's run of them: counts of their bits, and of those before them.
+struct ManyWords {
+  int first, last, above, equal, above_before, equal_before;
+
+  __device__ ManyWords(State& shared, const Share& share, const unsigned* above_bits,
+                       const unsigned* equal_bits) {
+    const int each = (share.words + kThreads - 1) / kThreads;
+    first = min(static_cast<int>(threadIdx.x) * each, share.words);
+    last = min(first + each, share.words);
+    above = equal = 0;
+#pragma unroll 1
+    for (int word = first; word < last; ++word) {
+      above += __popc(above_bits[word]);
+      equal += __popc(equal_bits[word]);
+    }
+    total(shared);
+  }
+  __device__ ManyWords(State& shared, int above, int equal) : above(above), equal(equal) { total(shared); }
+
+ private:
+  __device__ void total(State& shared) {
+    const int2 sum = exclusive_sum(shared, above, equal, false);
+    above_before = sum.x;
+    equal_before = sum.y;
+    if (threadIdx.x == kThreads - 1) {
+      shared.sure_total = sum.x + above;
+      shared.equal_total = sum.y + equal;
+    }
+    __syncthreads();
+  }
+};
+
+// The list, in a fixed order, behind `own` tokens. Every warp gets its sizes; of few words each slot's first
+// warp writes all of it, the same as the others, so that it need not wait for them.
+__device__ inline void make_list(State& shared, const Share& share, const float* scores,
+                                 const unsigned* above_bits, const unsigned* equal_bits, int own, List& list) {
   if (share.words <= kFewWords) {
     const FewWords few(share, above_bits, equal_bits);
     list.sure = own + few.above_total;
     list.entries = list.sure + few.equal_total;
-    if (warp % kGroups != 0) return;
-    for (int i = lane; i < own; i += 32) list.positions[i] = kept.position(share.rank + i * share.splits);
-    emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
-                      list.sure + few.equal_before, few.equal_before, list);
+    if (threadIdx.x / 32 % kGroups == 0)
+      emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
+                        list.sure + few.equal_before, list.begin + few.equal_before, list);
     __syncwarp();
     return;
   }
-  const int each = (share.words + kThreads - 1) / kThreads;
-  const int first = min(static_cast<int>(threadIdx.x) * each, share.words),
-            last = min(first + each, share.words);
-  int above = 0, equal = 0;
-#pragma unroll 1
-  for (int word = first; word < last; ++word) {
-    above += __popc(above_bits[word]);
-    equal += __popc(equal_bits[word]);
-  }
-  const int2 sum = exclusive_sum(shared, above, equal, false);
-  if (threadIdx.x == kThreads - 1) {
-    shared.sure_total = own + sum.x + above;
-    shared.entries_total = own + sum.x + above + sum.y + equal;
-  }
-  for (int i = threadIdx.x; i < own; i += kThreads)
-    list.positions[i] = kept.position(share.rank + i * share.splits);
-  __syncthreads();
-  list.sure = shared.sure_total;
-  list.entries = shared.entries_total;
-  emit_words<false>(share, scores, above_bits, equal_bits, first, last, own + sum.x, list.sure + sum.y, sum.y,
-                    list);
+  const ManyWords many(shared, share, above_bits, equal_bits);
+  list.sure = own + shared.sure_total;
+  list.entries = list.sure + shared.equal_total;
+  emit_words<false>(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before,
+                    list.sure + many.equal_before, list.begin + many.equal_before, list);
   cuda::fence_async_proxy();  // copies of keys and values may take the scores' place
   __syncthreads();
 }
@@ -222,21 +242,74 @@ __device__ inline void find_early_bin(State& shared, const unsigned* histogram, 
   __syncthreads();
 }
 
-// The tokens asked for before the boundary is known: kept ones and those with bits.
-__device__ inline void make_early_list(const KeptTokens& kept, const Share& share, const float* scores,
-                                       const unsigned* above_bits, const unsigned* equal_bits, List& list) {
-  const int lane = threadIdx.x & 31, own = kept.of_part(share);
-  const FewWords few(share, above_bits, equal_bits);
-  list.sure = list.late = 0;
-  list.entries = own + few.above_total;
-  if (threadIdx.x / 32 % kGroups != 0) return;
-  for (int i = lane; i < own; i += 32) {
-    list.positions[i] = kept.position(share.rank + i * share.splits);
-    list.keys[i] = 0xffffffffu;
+// The tokens listed before the boundary is known: kept ones and those with bits, all with keys.
+__device__ inline void make_early_list(State& shared, const KeptTokens& kept, const Share& share,
+                                       const float* scores, const unsigned* above_bits,
+                                       const unsigned* equal_bits, List& list) {
+  const int own = kept.of_part(share);
+  list.begin = list.sure = list.late = 0;
+  if (share.words <= kFewWords) {
+    const FewWords few(share, above_bits, equal_bits);
+    list.entries = own + few.above_total;
+    if (threadIdx.x / 32 % kGroups == 0) {
+      list_kept(kept, share, threadIdx.x % 32, 32, true, list);
+      emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before, 0,
+                       0, list);
+    }
+    __syncwarp();
+    return;
   }
-  emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before, 0, 0,
+  const ManyWords many(shared, share, above_bits, equal_bits);
+  list.entries = own + shared.sure_total;
+  list_kept(kept, share, threadIdx.x, kThreads, true, list);
+  emit_words<true>(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before, 0, 0,
                    list);
-  __syncwarp();
+  __syncthreads();
+}
+
+// Keeps of an early list, from place `first` on, what is selected or a candidate, when that is known; `push`
+// as in mark_words, for all of the list.
+template <typename Push>
+__device__ __forceinline__ void filter_list(State& shared, const Bounds& bounds, float2 bins, int first,
+                                            List& list, Push&& push) {
+  constexpr int kEach = (kMaxEarly + kThreads - 1) / kThreads;
+  const auto classify = [&](int position, unsigned key) {
+    if (key == 0xffffffffu) return Class{true, false};
+    const float score = unordered(key);
+    const Class found = bounds.classify(bin_of(bins, score), score, position);
+    if (found.equal) push(key, position);
+    return found;
+  };
+  if (static_cast<int>(threadIdx.x) < first) classify(list.positions[threadIdx.x], list.keys[threadIdx.x]);
+  int positions[kEach];
+  unsigned keys[kEach];
+  Class found[kEach];
+  int above = 0, equal = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int at = first + static_cast<int>(threadIdx.x) * kEach + i;
+    found[i] = {false, false};
+    if (at >= list.entries) continue;
+    positions[i] = list.positions[at];
+    keys[i] = list.keys[at];
+    found[i] = classify(positions[i], keys[i]);
+    above += found[i].above;
+    equal += found[i].equal;
+  }
+  const ManyWords many(shared, above, equal);
+  list.begin = first;
+  list.sure = first + shared.sure_total;
+  list.entries = list.sure + shared.equal_total;
+  int sure = first + many.above_before, tied = many.equal_before;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (found[i].above) list.positions[sure++] = positions[i];
+    if (!found[i].equal) continue;
+    list.positions[list.sure + tied] = positions[i];
+    list.keys[first + tied++] = keys[i];
+  }
+  cuda::fence_async_proxy();
+  __syncthreads();
 }
 
 // And the rest, when it is.

@@ -17,14 +17,14 @@ __device__ __forceinline__ void visit_boundary(const Share& share, const float* 
   }
 }
 
-// All parts of the row call it. Leaves in `histogram` the place in the row's list of this part's candidates
+// All parts of the row call it. Leaves the interval of those that are listed in shared.span, and in `histogram` the place in the row's list of this part's candidates
 // of each bin; `arrivals` as in row_barrier.
-__device__ __noinline__ inline void narrow(const Workspace& ws, State& shared, const Share& share, int row,
-                                           const float* scores, unsigned* histogram, Bounds& bounds,
-                                           int arrivals) {
+__device__ __noinline__ inline void narrow(const Workspace& ws, State& shared, const Share share, int row,
+                                           const float* scores, unsigned* histogram, int arrivals) {
   const int thread = threadIdx.x;
   const float2 bins = shared.bins[0];
   Search& search = shared.search[0];
+  Bounds bounds(search);
   unsigned* counter = ws.barrier + row * 2;
   unsigned long long* span = ws.span + row * 2;
   unsigned long long smallest = 0, largest = 0;  // ~smallest
@@ -69,13 +69,17 @@ __device__ __noinline__ inline void narrow(const Workspace& ws, State& shared, c
     }
     __syncthreads();
     if (search.mode == Mode::kTied) {
-      bounds.high = bounds.low - 1;
-      bounds.low = bounds.high;
-      return;
+      bounds.high = --bounds.low;
+      break;
     }
     bounds.low += static_cast<unsigned long long>(search.bin) << shift;
     bounds.high = min(bounds.high, bounds.low + ((1ull << shift) - 1));
   }
+  if (thread == 0) {
+    shared.span[0] = bounds.low;
+    shared.span[1] = bounds.high;
+  }
+  __syncthreads();
 }
 
 }  // namespace gsa::sparse_decode

@@ -27,12 +27,16 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
   plan.layout.part_keys = static_cast<int>(part_keys(p.keys, plan.layout.splits));
   const int words = static_cast<int>((p.keys + kWord - 1) / kWord);
   plan.places.words = (words + plan.layout.splits - 1) / plan.layout.splits;
+  const double expected = static_cast<double>(p.k_max) / plan.layout.splits;  // tokens of a part
+  const bool few = plan.places.words <= kFewWords;
+  const int likely = static_cast<int>(expected + 4 * std::sqrt(expected) + 1);
 #ifndef GSA_NO_EARLY
-  if (plan.places.words <= kFewWords) {
-    const double expected = static_cast<double>(p.k_max) / plan.layout.splits;
-    plan.places.early = std::min(static_cast<int>(expected + 4 * std::sqrt(expected) + 1), (kSlots - 1) * kTile);
-    if (expected + 2 * std::sqrt(expected) > plan.places.early) plan.places.early = 0;
-  }
+  if (few)
+    plan.places.early = expected + 2 * std::sqrt(expected) > (kSlots - 1) * kTile ? 0 : std::min(likely, (kSlots - 1) * kTile);
+#ifndef GSA_FEW_EARLY
+  else if (likely + p.keep_first + p.keep_recent <= kMaxEarly)
+    plan.places.early = likely;
+#endif
 #endif
   constexpr struct {
     int warps, bytes;
@@ -52,7 +56,7 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     take(plan.places.histogram, kBins * sizeof(unsigned));
     take(plan.places.bits, 2 * plan.places.words * sizeof(unsigned));
     take(plan.places.list, kMaxList * sizeof(int));
-    take(plan.places.keys, (plan.places.early ? kMaxList : kCandidates) * sizeof(unsigned));
+    take(plan.places.keys, (plan.places.early == 0 ? kCandidates : few ? kMaxList : kMaxEarly) * sizeof(unsigned));
     take(plan.places.query, 64 / 32 * 512);
     take(plan.places.terms, 4 * sizeof(float4) + 4 * sizeof(float2));
     take(plan.places.moments, kWarps * moment_sets(1) * 12 * sizeof(double));
@@ -60,12 +64,14 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     plan.places.end = used;
     if (static_cast<size_t>(used) <= kSharedLimit) break;
   }
-  // Few words are marked and listed beside tiles that are not there yet; scores must not lie under them.
-  if (plan.places.words <= kFewWords && plan.places.scores < kSlots * kTileBytes) {
-    const int size = plan.places.words * kWord * static_cast<int>(sizeof(float));
+  // Early tiles come while scores are needed.
+  const int size = plan.places.words * kWord * static_cast<int>(sizeof(float));
+  if (plan.places.scores < kSlots * kTileBytes &&
+      (few || static_cast<size_t>(plan.places.end + size) <= kSharedLimit)) {
     plan.places.scores = plan.places.end;
     plan.places.end += (size + 127) / 128 * 128;
   }
+  plan.places.early_slots = std::min(plan.places.scores / kTileBytes, kSlots);
   return plan;
 }
 
@@ -87,7 +93,7 @@ size_t place_workspace(const SparseDecodeParams& params, const Plan& plan, Works
   take(ws.partial, ctas * kOutputs);
   take(ws.peaks, ctas * kPieces);
 #ifndef GSA_NO_BUCKETS
-  if (plan.places.early) take(ws.buckets, rows * kBins * kBucket);
+  if (plan.places.early && plan.places.words <= kFewWords) take(ws.buckets, rows * kBins * kBucket);
 #endif
   ws.zeroed_bytes = used;
 #ifdef GSA_CLOCKS

@@ -20,6 +20,7 @@ constexpr int kOutStride = kDim + 8;              // numbers from one head's out
 constexpr int kPiece = 16;                        // outputs that a part finishes together, of one head
 constexpr int kPieces = kOutputs / kPiece;
 constexpr int kMaxList = 2048 + kCandidates + 160;  // tokens that a part may have to attend to
+constexpr int kMaxEarly = 704;                      // tokens of many words listed before the bin is known
 constexpr int kMaxParts = 144;                      // of a row
 constexpr int kBucket = 64;                         // keys of a bin that are told early
 constexpr int kLaterRounds = 6;                     // that divide a bin of very many: 11 bits of 64 each
@@ -29,7 +30,8 @@ constexpr int kStamps = 16;
 struct Places {
   int scores, histogram, bits, list, keys, query, terms, moments, attention_query, end;
   int words;  // of 32 keys a part may have
-  int early;  // tokens that a part asks for before it knows the boundary bin, if any
+  int early;  // tokens that a part lists before it knows the boundary bin, if any
+  int early_slots;  // whose tiles are asked for then, too
 };
 
 struct Workspace : decode::Workspace {
@@ -48,19 +50,22 @@ struct State : decode::Shared {
   unsigned long long span[2];
   unsigned missing_here;
   int rounds;  // later ones there were
-  int sure_total, entries_total;
+  int sure_total, equal_total;
   unsigned told_at[kBucket];  // places in their bins of the early tokens told of, kBucket: not told
   int early_bin;  // keys in it and above were asked for early
   float peak[kWarps][kGroupHeads], sum[kWarps][kGroupHeads];
 };
 
-// This part's tokens to attend to: `sure` ones first, then others, for whose keys see class_of; and in tiles
-// behind them, where the first ones were early and not all, the rest.
+// This part's tokens to attend to. Those of places begin .. sure - 1 are selected for sure; the others have keys
+// (ordered scores), which tell. Where few words' first tokens were early and not all, the rest follows in tiles
+// of its own.
 struct List {
   int* positions;
-  unsigned* keys;  // ordered scores of those that are not sure
-  int sure, entries, late;
+  unsigned* keys;
+  int begin, sure, entries, late;
 
+  __device__ __forceinline__ bool is_sure(int at) const { return at >= begin && at < sure; }
+  __device__ __forceinline__ unsigned& key(int at) const { return keys[at < sure ? at : at - (sure - begin)]; }
   __device__ __forceinline__ int early_tiles() const { return (entries + kTile - 1) / kTile; }
   __device__ __forceinline__ int tiles() const { return early_tiles() + (late + kTile - 1) / kTile; }
   // Tokens of a tile, 0 beyond the last.

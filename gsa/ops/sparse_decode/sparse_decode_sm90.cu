@@ -34,13 +34,15 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
   if (few)
     plan.places.early = expected + 2 * std::sqrt(expected) > (kSlots - 1) * kTile ? 0 : std::min(likely, (kSlots - 1) * kTile);
 #ifndef GSA_FEW_EARLY
-  else if (likely + p.keep_first + p.keep_recent <= kMaxEarly)
+  else if (likely <= kMaxEarly)
     plan.places.early = likely;
 #endif
 #endif
+  // Early tiles come while scores are needed, so these lie behind them if they can.
   constexpr struct {
     int warps, bytes;
-  } kRings[] = {{kWarps, 2 * kRingBytes}, {kWarps, kRingBytes}, {12, kRingBytes}};
+    bool apart;
+  } kRings[] = {{kWarps, 2 * kRingBytes, true}, {kWarps, kRingBytes, true}, {kWarps, kRingBytes, false}, {12, kRingBytes, false}};
   for (const auto& ring : kRings) {
     plan.layout.scoring_warps = ring.warps;
     plan.layout.ring_bytes = ring.bytes;
@@ -51,8 +53,9 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     };
     int rings;
     take(rings, static_cast<size_t>(ring.warps) * ring.bytes);
+    if (ring.apart) used = std::max(used, kSlots * kTileBytes);
     take(plan.places.scores, static_cast<size_t>(plan.places.words) * kWord * sizeof(float));
-    used = used < kSlots * kTileBytes ? kSlots * kTileBytes : used;
+    used = std::max(used, kSlots * kTileBytes);
     take(plan.places.histogram, kBins * sizeof(unsigned));
     take(plan.places.bits, 2 * plan.places.words * sizeof(unsigned));
     take(plan.places.list, kMaxList * sizeof(int));
@@ -63,13 +66,6 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     take(plan.places.attention_query, kGroups * kDim / 16 * 64 * sizeof(unsigned));
     plan.places.end = used;
     if (static_cast<size_t>(used) <= kSharedLimit) break;
-  }
-  // Early tiles come while scores are needed.
-  const int size = plan.places.words * kWord * static_cast<int>(sizeof(float));
-  if (plan.places.scores < kSlots * kTileBytes &&
-      (few || static_cast<size_t>(plan.places.end + size) <= kSharedLimit)) {
-    plan.places.scores = plan.places.end;
-    plan.places.end += (size + 127) / 128 * 128;
   }
   plan.places.early_slots = std::min(plan.places.scores / kTileBytes, kSlots);
   return plan;

@@ -54,6 +54,11 @@ __device__ __forceinline__ void store_relaxed(uint4* to, uint4 x) {
                : "memory");
 }
 
+// Brings the 128 bytes around `at` to the second-level cache.
+__device__ __forceinline__ void prefetch_line(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
 // Between two looks at the same place.
 #ifdef GSA_BOUNDED_POLLS
 __device__ unsigned long long polls_end;  // nanoseconds; a kernel's first thread sets it

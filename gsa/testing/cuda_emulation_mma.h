@@ -92,6 +92,22 @@ inline void load_matrices_transposed(unsigned (&x)[4], const void* row) {
   for (unsigned& word : x) word = transpose8x8(word);
 }
 
+// ---- gsa/cuda/cp_async.h: copies land at once
+
+inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+inline void cp_async_16(uint32_t shared, const void* global, bool valid = true) {
+  uint8_t* to = emulation::shared_base() + shared;
+  if (valid)
+    std::memcpy(to, global, 16);
+  else
+    std::memset(to, 0, 16);
+}
+inline void cp_async_commit() {}
+template <int kInFlight>
+void cp_async_wait() {}
+
 // ---- gsa/cuda/grid.h: fibers see each other's writes in any case
 
 inline void arrive_release(unsigned* counter) {
@@ -118,6 +134,7 @@ inline void store_relaxed(unsigned long long* to, unsigned long long x) {
 inline void store_relaxed(uint4* to, uint4 x) {
   *to = x;
 }
+inline void prefetch_line(const void*) {}
 inline void poll_again() {
   emulation::wait_for_others();
 }

@@ -3,6 +3,7 @@
 // once.
 #pragma once
 
+#include "gsa/cuda/cp_async.h"
 #include "gsa/cuda/launch.h"
 #include "gsa/cuda/reduction.h"
 #include "gsa/cuda/wgmma.h"
@@ -35,6 +36,26 @@ __device__ __forceinline__ void request_tile(State& shared, char* tiles, const T
                   shared.arrived + slot);
 }
 
+// By all of a slot's warps, each for its own group: the same, through the load and store units. The copy
+// engine takes a hundred cycles and more for a token that lies on a page of its own, one after the other: too
+// long where a part has few.
+__device__ __forceinline__ void copy_tile(char* tiles, const Tokens& tokens, const List& list, int tile) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups;
+  const int count = list.count(tile), offset = warp % kGroups * kDim * 2 + lane % 16 * 16;
+  const uint32_t to = cuda::shared_address(tiles + slot * kTileBytes + offset);
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < kTile; i += 2) {
+      const int row = i + lane / 16;
+      if (row >= count) continue;
+      const int64_t position = list.positions[tile * kTile + row];
+      cuda::cp_async_16(to + (half * kTile + row) * kRowBytes,
+                        (half ? tokens.value : tokens.key) + position * kTokenBytes + offset);
+    }
+  cuda::cp_async_commit();
+}
+
 // A warp's running softmax in base 2 over its tokens, for a group's heads. Lane (g, q) holds heads 2q, 2q + 1
 // (those beyond the group's are zero); block m of the output has dimensions 16 m + g and 16 m + g + 8.
 struct Softmax {
@@ -43,16 +64,18 @@ struct Softmax {
 };
 
 // S^T = K Q^T: lane (g, q) gets tokens g, g + 8 and heads 2q, 2q + 1.
-__device__ __forceinline__ void multiply_keys(float (&logits)[4], const char* keys, const unsigned* query) {
+__device__ __forceinline__ void multiply_keys(float (&logits)[4], const char* keys, const char* query) {
   const int lane = threadIdx.x & 31;
+  const bool there = lane / 4 < kGroupHeads;  // columns beyond are zero
   const char* row = keys + lane % 16 * kRowBytes + lane / 16 * 16;
   logits[0] = logits[1] = logits[2] = logits[3] = 0;
 #pragma unroll
   for (int i = 0; i < kDim / 16; ++i) {
     unsigned a[4];
     cuda::load_matrices(a, row + i * 32);
-    const uint2 b = *reinterpret_cast<const uint2*>(query + i * 64);
-    cuda::mma_bf16(logits, a[0], a[1], a[2], a[3], b.x, b.y);
+    const unsigned b0 = there ? *reinterpret_cast<const unsigned*>(query + i * 32) : 0;
+    const unsigned b1 = there ? *reinterpret_cast<const unsigned*>(query + i * 32 + 16) : 0;
+    cuda::mma_bf16(logits, a[0], a[1], a[2], a[3], b0, b1);
   }
 }
 
@@ -104,34 +127,35 @@ __device__ __forceinline__ void add_values(Softmax& softmax, const char* values,
   }
 }
 
-// The query of all heads as fragments of mma.m16n8k16's B: [group][16 dimensions][lane] of two words, zero
-// for columns beyond the group's heads.
-__device__ inline void store_attention_query(unsigned* to, const void* query, int row) {
-  const char* from = static_cast<const char*>(query) + static_cast<int64_t>(row) * kOutputs * 2;
-  for (int i = threadIdx.x; i < kGroups * kDim / 16 * 32; i += kThreads) {
-    const int lane = i % 32, step = i / 32 % (kDim / 16), group = i / 32 / (kDim / 16), head = lane / 4;
-    const char* at = from + ((group * kGroupHeads + head) * kDim + step * 16 + lane % 4 * 2) * 2;
-    uint2 pair{0, 0};
-    if (head < kGroupHeads)
-      pair = {*reinterpret_cast<const unsigned*>(at), *reinterpret_cast<const unsigned*>(at + 16)};
-    *reinterpret_cast<uint2*>(to + i * 2) = pair;
-  }
+// The query of all heads, asynchronously.
+__device__ inline void copy_query(char* to, const void* query, int row) {
+  const int thread = threadIdx.x, head = thread / (kDim / 8), offset = thread % (kDim / 8) * 16;
+  if (head < kHeads)
+    cuda::cp_async_16(cuda::shared_address(to + head * kQueryStride + offset),
+                      static_cast<const char*>(query) + static_cast<int64_t>(row) * kOutputs * 2 +
+                          head * kDim * 2 + offset);
+  cuda::cp_async_commit();
 }
 
 // A warp's share of the part's tokens; the first tile of each slot is on its way. Leaves what it found in its
 // slot's tile.
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
-                              const Bounds& bounds, const unsigned* query, float scale) {
+                              const Bounds& bounds, const char* query, bool few, float scale) {
   const float2 bins = shared.bins[0];
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
-  const unsigned* own_query = query + group * (kDim / 16 * 64) + lane * 2;
+  const char* own_query = query + (group * kGroupHeads + lane / 4) * kQueryStride + lane % 4 * 4;
   char* keys = tiles + slot * kTileBytes + group * kDim * 2;
   Softmax softmax;
   uint32_t parity = 0;
   for (int tile = slot; tile < list.tiles(); tile += kSlots) {
     const int at = tile * kTile + lane % kTile, count = list.count(tile);
-    cuda::mbarrier_wait(shared.arrived + slot, parity);
-    parity ^= 1;
+    if (few) {
+      cuda::cp_async_wait<0>();
+      __syncwarp();
+    } else {
+      cuda::mbarrier_wait(shared.arrived + slot, parity);
+      parity ^= 1;
+    }
     float logits[4];
     unsigned weights[2];
     multiply_keys(logits, keys, own_query);
@@ -149,9 +173,15 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
     }
     weigh(softmax, logits, seen, scale, weights);
     add_values(softmax, keys + kTile * kRowBytes, count, weights);
-    cuda::named_barrier<kGroups * 32>(1 + slot);
-    if (group == 0) request_tile(shared, tiles, tokens, list, tile + kSlots);
+    if (few) {
+      __syncwarp();
+      if (tile + kSlots < list.tiles()) copy_tile(tiles, tokens, list, tile + kSlots);
+    } else {
+      cuda::named_barrier<kGroups * 32>(1 + slot);
+      if (group == 0) request_tile(shared, tiles, tokens, list, tile + kSlots);
+    }
   }
+  if (few) cuda::named_barrier<kGroups * 32>(1 + slot);  // results take the place of all groups' tokens
   const int quad = lane % 4;
   float* out = reinterpret_cast<float*>(tiles + slot * kTileBytes) + group * kGroupHeads * kOutStride;
 #pragma unroll

@@ -29,6 +29,27 @@ __device__ inline void clean_search(const Workspace& ws, const State& shared, co
   if (thread < 2) ws.span[part.row * 2 + thread] = 0;
 }
 
+// The workspace may have left the second-level cache since the last launch: brings this part's share of it
+// back while index keys are on their way.
+__device__ inline void prefetch_workspace(const Workspace& ws, const Share& share, int row) {
+  constexpr int kLine = 128;
+  const int thread = threadIdx.x;
+  const Pieces pieces(share);
+  const size_t first_cta = blockIdx.x - share.rank, totals = static_cast<size_t>(pieces.count) * share.splits;
+  const auto fetch = [&](const void* from, size_t bytes, int first, int step) {
+    for (size_t i = first; i * kLine < bytes; i += step)
+      cuda::prefetch_line(static_cast<const char*>(from) + i * kLine);
+  };
+  fetch(ws.partial + first_cta * kOutputs + pieces.first * share.splits * kPiece,
+        totals * kPiece * sizeof(float), thread, kThreads);
+  fetch(ws.peaks + first_cta * kPieces + pieces.first * share.splits, totals * sizeof(float2), thread, kThreads);
+  const int of_row = share.rank + thread * share.splits;  // lines of the row's
+  fetch(ws.histogram + static_cast<size_t>(row) * kBins, kBins * sizeof(unsigned), of_row, kThreads * share.splits);
+  fetch(ws.list + static_cast<size_t>(row) * kCandidates, kBucket * sizeof(unsigned long long), of_row,
+        kThreads * share.splits);
+  if (thread == 0) cuda::prefetch_line(ws.barrier + row * 2);
+}
+
 template <class Key>
 __global__ void __launch_bounds__(kThreads, 1)
     sparse_decode_kernel(const __grid_constant__ SparseDecodeParams params, const __grid_constant__ Workspace ws,
@@ -63,9 +84,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint4* query_pieces = reinterpret_cast<uint4*>(dynamic + places.query);
   float4* head_terms = reinterpret_cast<float4*>(dynamic + places.terms);
   float2* column_scales = reinterpret_cast<float2*>(head_terms + 4);
-  unsigned* attention_query = reinterpret_cast<unsigned*>(dynamic + places.attention_query);
+  char* attention_query = dynamic + places.attention_query;
   List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, 0, 0};
 
+  copy_query(attention_query, params.query, part.row);
+  prefetch_workspace(ws, share, part.row);
   for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
   const KeptTokens kept(p, part.length);
   if (thread == 0) {
@@ -88,6 +111,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   GSA_STAMP(2);
   score_words<Key>(p, share, shared, ring, layout.scoring_warps, query_pieces, head_terms, column_scales,
                    histogram, scores);
+  cuda::cp_async_wait<0>();  // the query
   __syncthreads();
   GSA_STAMP(3);
   cuda::launch_dependents();
@@ -108,7 +132,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (shared.missing_here) atomicAdd(ws.missing + part.row, shared.missing_here);
   }
   publish_moments(p, ws, shared);
-  store_attention_query(attention_query, params.query, part.row);
   const Tokens tokens{
       static_cast<const char*>(params.key) + static_cast<int64_t>(part.row) * params.key_batch_stride * 2,
       static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
@@ -133,19 +156,21 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     make_early_list(shared, kept, share, scores, above_bits, equal_bits, list);
     if (!few) early_tiles = min(list.entries / kTile, places.early_slots);
-    if (warp % kGroups == 0 && warp / kGroups < early_tiles)
+    if (few)
+      copy_tile(dynamic, tokens, list, warp / kGroups);
+    else if (warp % kGroups == 0 && warp / kGroups < early_tiles)
       request_tile(shared, dynamic, tokens, list, warp / kGroups);
     if (ws.buckets && warp == kWarps - kGroups && Pieces(share).count > 0) {
       for (int i = thread % 32; i < min(list.entries, kBucket); i += 32) {
         const unsigned key = list.keys[i];
-        shared.told_at[i] = kBucket;
+        shared.told_at[i] = ~0u;
         if (key == 0xffffffffu) continue;
         const int of = clamp_bin(bin_of(bins, unordered(key)));
-        const unsigned at = atomicAdd(histogram + of, 1u);
+        const unsigned at = shared.told_at[i] = atomicAdd(histogram + of, 1u);
         if (at >= kBucket) continue;
-        shared.told_at[i] = at;
-        cuda::store_relaxed(ws.buckets + (static_cast<size_t>(part.row) * kBins + of) * kBucket + at,
-                            composite(key, list.positions[i]));
+        unsigned long long* to = ws.buckets + (static_cast<size_t>(part.row) * kBins + of) * kBucket + at;
+        cuda::prefetch_line(to);
+        cuda::store_relaxed(to, composite(key, list.positions[i]));
       }
     }
   } else {
@@ -166,8 +191,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     bounds.high = shared.span[1];
   }
   const bool listed = search.mode == Mode::kList;
-  unsigned long long* candidates = shared.rounds > 0 ? ws.list + static_cast<size_t>(part.row) * kCandidates : candidates_of(ws, part.row, search.bin, search.candidates);
-  const bool told = ws.buckets && shared.rounds == 0 && search.candidates <= kBucket && Pieces(share).count > 0;  // the first early ones
+  const bool first_round = shared.rounds == 0;
+  unsigned long long* candidates =
+      first_round ? candidates_of(ws, part.row, search.bin, search.candidates)
+                  : ws.list + static_cast<size_t>(part.row) * kCandidates;
+  const bool placed = ws.buckets && first_round && Pieces(share).count > 0;  // the first early ones
+  const bool told = placed && search.candidates <= kBucket;                  // and told of
   const auto push = [&](unsigned key, int position) {
     if (!listed) return;
     const unsigned at = atomicAdd(histogram + search.bin, 1u);
@@ -180,7 +209,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = told && rest >= 0 ? rest + kBucket : rest; i >= 0 && i < list.entries; i += kGroups * 32) {
       const unsigned key = list.keys[i];
       const float score = unordered(key);
-      if (key != 0xffffffffu && bounds.classify(bin_of(bins, score), score, list.positions[i]).equal)
+      if (key == 0xffffffffu || !bounds.classify(bin_of(bins, score), score, list.positions[i]).equal) continue;
+      if (placed && i < kBucket && listed)
+        cuda::store_relaxed(candidates + shared.told_at[i], composite(key, list.positions[i]));
+      else
         push(key, list.positions[i]);
     }
     if (!whole) {
@@ -208,16 +240,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     // Kept tokens beyond the early tiles.
     const int own = max(kept.of_part(share), list.begin);
-    if (few ? warp % kGroups == 0 : true)
-      for (int i = list.begin + (few ? thread % 32 : thread); i < own; i += few ? 32 : kThreads)
-        list.positions[i] = kept.position(share.rank + i * share.splits);
+    for (int i = list.begin + (few ? thread % 32 : thread); i < own; i += few ? 32 : kThreads)
+      list.positions[i] = kept.position(share.rank + i * share.splits);
     make_list(shared, share, scores, above_bits, equal_bits, own, list);
   }
-  if (!(early && few && whole) && warp % kGroups == 0 && warp / kGroups >= early_tiles)
-    request_tile(shared, dynamic, tokens, list, warp / kGroups);
+  if (!(early && few && whole) && warp / kGroups >= early_tiles) {
+    if (few)
+      copy_tile(dynamic, tokens, list, warp / kGroups);
+    else if (warp % kGroups == 0)
+      request_tile(shared, dynamic, tokens, list, warp / kGroups);
+  }
   GSA_STAMP(7);
   if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
-  attend(shared, dynamic, tokens, list, bounds, attention_query, params.scale * 1.44269504f);
+  attend(shared, dynamic, tokens, list, bounds, attention_query, few, params.scale * 1.44269504f);
   GSA_STAMP(8);
   __syncthreads();
   GSA_STAMP(9);

@@ -193,17 +193,16 @@ struct ManyWords {
   }
 };
 
-// The list, in a fixed order, behind `own` tokens. Every warp gets its sizes; of few words each slot's first
-// warp writes all of it, the same as the others, so that it need not wait for them.
+// The list, in a fixed order, behind `own` tokens. Of few words each warp writes all of it, the same as the others,
+// so that it need not wait for them.
 __device__ inline void make_list(State& shared, const Share& share, const float* scores,
                                  const unsigned* above_bits, const unsigned* equal_bits, int own, List& list) {
   if (share.words <= kFewWords) {
     const FewWords few(share, above_bits, equal_bits);
     list.sure = own + few.above_total;
     list.entries = list.sure + few.equal_total;
-    if (threadIdx.x / 32 % kGroups == 0)
-      emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
-                        list.sure + few.equal_before, list.begin + few.equal_before, list);
+    emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
+                      list.sure + few.equal_before, list.begin + few.equal_before, list);
     __syncwarp();
     return;
   }
@@ -251,11 +250,9 @@ __device__ inline void make_early_list(State& shared, const KeptTokens& kept, co
   if (share.words <= kFewWords) {
     const FewWords few(share, above_bits, equal_bits);
     list.entries = own + few.above_total;
-    if (threadIdx.x / 32 % kGroups == 0) {
-      list_kept(kept, share, threadIdx.x % 32, 32, true, list);
-      emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before, 0,
-                       0, list);
-    }
+    list_kept(kept, share, threadIdx.x % 32, 32, true, list);
+    emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before, 0, 0,
+                     list);
     __syncwarp();
     return;
   }
@@ -317,7 +314,6 @@ __device__ inline void make_late_list(const Share& share, const float* scores, c
                                       const unsigned* equal_bits, List& list) {
   const FewWords few(share, above_bits, equal_bits);
   list.late = few.above_total + few.equal_total;
-  if (threadIdx.x / 32 % kGroups != 0) return;
   const int first = list.early_tiles() * kTile, tied = first + few.above_total + few.equal_before;
   emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, first + few.above_before, tied,
                    tied, list);

@@ -63,11 +63,14 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     take(plan.places.query, 64 / 32 * 512);
     take(plan.places.terms, 4 * sizeof(float4) + 4 * sizeof(float2));
     take(plan.places.moments, kWarps * moment_sets(1) * 12 * sizeof(double));
-    take(plan.places.attention_query, kGroups * kDim / 16 * 64 * sizeof(unsigned));
+    take(plan.places.attention_query, kHeads * kQueryStride);
     plan.places.end = used;
     if (static_cast<size_t>(used) <= kSharedLimit) break;
   }
-  plan.places.early_slots = std::min(plan.places.scores / kTileBytes, kSlots);
+#ifndef GSA_EARLY_SLOTS
+#define GSA_EARLY_SLOTS 1
+#endif
+  plan.places.early_slots = std::min(plan.places.scores / kTileBytes, GSA_EARLY_SLOTS);
   return plan;
 }
 

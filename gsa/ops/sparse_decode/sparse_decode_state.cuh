@@ -16,6 +16,7 @@ constexpr int kTile = 16;                         // tokens that a slot's warps 
 constexpr int kSlots = kWarps / kGroups;          // a warp for each group
 constexpr int kRowBytes = kTokenBytes + 16;       // of a token in shared memory: ldmatrix without conflicts
 constexpr int kTileBytes = 2 * kTile * kRowBytes;  // keys, then values
+constexpr int kQueryStride = kDim * 2 + 16;          // bytes of a head's query in shared memory
 constexpr int kOutStride = kDim + 8;              // numbers from one head's outputs to the next
 constexpr int kPiece = 16;                        // outputs that a part finishes together, of one head
 constexpr int kPieces = kOutputs / kPiece;
@@ -51,7 +52,7 @@ struct State : decode::Shared {
   unsigned missing_here;
   int rounds;  // later ones there were
   int sure_total, equal_total;
-  unsigned told_at[kBucket];  // places in their bins of the early tokens told of, kBucket: not told
+  unsigned told_at[kBucket];  // places in their bins of the early tokens told of
   int early_bin;  // keys in it and above were asked for early
   float peak[kWarps][kGroupHeads], sum[kWarps][kGroupHeads];
 };

@@ -88,7 +88,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, 0, 0};
 
   copy_query(attention_query, params.query, part.row);
+#ifndef GSA_NO_PREFETCH
   prefetch_workspace(ws, share, part.row);
+#endif
   for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
   const KeptTokens kept(p, part.length);
   if (thread == 0) {

@@ -5,6 +5,9 @@
 #include "gsa/ops/sparse_decode/sparse_decode.h"
 #include "gsa/ops/sparse_decode/sparse_decode_kernel.cuh"
 
+#ifndef GSA_EARLY_SIGMA
+#define GSA_EARLY_SIGMA 4
+#endif
 namespace gsa {
 namespace sparse_decode {
 namespace {
@@ -29,7 +32,7 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
   plan.places.words = (words + plan.layout.splits - 1) / plan.layout.splits;
   const double expected = static_cast<double>(p.k_max) / plan.layout.splits;  // tokens of a part
   const bool few = plan.places.words <= kFewWords;
-  const int likely = static_cast<int>(expected + 4 * std::sqrt(expected) + 1);
+  const int likely = static_cast<int>(expected + GSA_EARLY_SIGMA * std::sqrt(expected) + 1);
 #ifndef GSA_NO_EARLY
   if (few)
     plan.places.early = expected + 2 * std::sqrt(expected) > (kSlots - 1) * kTile ? 0 : std::min(likely, (kSlots - 1) * kTile);

@@ -10,7 +10,7 @@ namespace gsa::sparse_decode {
 // Zeroes what the search used, when all parts have told what they found; by the parts that finish pieces.
 __device__ inline void clean_search(const Workspace& ws, const State& shared, const Part& part,
                                     const Pieces& pieces, const List& list, float2 bins,
-                                    unsigned long long* candidates) {
+                                    unsigned long long* candidates, bool early_told) {
   const int each = (kPieces + part.splits - 1) / part.splits, finishers = (kPieces + each - 1) / each;
   const int thread = threadIdx.x;
   const Search& search = shared.search[0];
@@ -18,7 +18,7 @@ __device__ inline void clean_search(const Workspace& ws, const State& shared, co
     ws.histogram[static_cast<size_t>(part.row) * kBins + i] = 0;
   for (int i = part.rank * kThreads + thread; i < shared.rounds * kBins; i += finishers * kThreads)
     ws.later_histogram[static_cast<size_t>(part.row) * kLaterRounds * kBins + i] = 0;
-  if (ws.buckets && thread < min(list.entries, kBucket) && shared.told_at[thread] < kBucket) {
+  if (early_told && thread < min(list.entries, kBucket) && shared.told_at[thread] < kBucket) {
     const int bin = clamp_bin(bin_of(bins, unordered(list.keys[thread])));
     ws.buckets[(static_cast<size_t>(part.row) * kBins + bin) * kBucket + shared.told_at[thread]] = 0;
   }
@@ -77,7 +77,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   queries.fetch(p, part.row);
   WordRing ring(shared, dynamic, layout,
                 static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes, share);
-  float* scores = reinterpret_cast<float*>(dynamic + places.scores);
+  const bool spilled = share.words > max(places.words_in_shared, kFewWords);
+  const bool few = share.words <= kFewWords;  // whose scores lie behind all tiles
+  float* scores = spilled ? ws.scores + static_cast<size_t>(blockIdx.x) * places.words * kWord
+                          : reinterpret_cast<float*>(
+                                dynamic + (few ? max(places.scores, kSlots * kTileBytes) : places.scores));
   unsigned* histogram = reinterpret_cast<unsigned*>(dynamic + places.histogram);
   unsigned* above_bits = reinterpret_cast<unsigned*>(dynamic + places.bits);
   unsigned* equal_bits = above_bits + places.words;
@@ -137,16 +141,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Tokens tokens{
       static_cast<const char*>(params.key) + static_cast<int64_t>(part.row) * params.key_batch_stride * 2,
       static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
+  Search& search = shared.search[0];
   const float2 bins = shared.bins[0];
   const auto nothing = [](unsigned, int) {};
-  const bool early = places.early > 0, few = share.words <= kFewWords;
+#ifdef GSA_NO_EARLY
+  const int early = 0;
+#else
+  const int early = early_tokens(search.count, share);
+#endif
   int early_tiles = early ? kSlots : 0;
   const auto take_places = [&] {
 #pragma unroll
     for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
   };
   if (early) {
-    find_early_bin(shared, histogram, max(places.early - kept.of_part(share), 0));
+    find_early_bin(shared, histogram, max(early - kept.of_part(share), 0));
     const int bin = shared.early_bin;
     mark_words(share, scores, bins,
                Bounds(bin == 0       ? -INFINITY
@@ -162,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       copy_tile(dynamic, tokens, list, warp / kGroups);
     else if (warp % kGroups == 0 && warp / kGroups < early_tiles)
       request_tile(shared, dynamic, tokens, list, warp / kGroups);
-    if (ws.buckets && warp == kWarps - kGroups && Pieces(share).count > 0) {
+    if (few && ws.buckets && warp == kWarps - kGroups && Pieces(share).count > 0) {
       for (int i = thread % 32; i < min(list.entries, kBucket); i += 32) {
         const unsigned key = list.keys[i];
         shared.told_at[i] = ~0u;
@@ -183,7 +192,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   GSA_STAMP(5);
   const int chosen_by_score = max(part.length - kept.count, 0);
-  Search& search = shared.search[0];
   find_bin(row_histogram, ws.missing + part.row, chosen_by_score, shared, search);
   GSA_STAMP(6);
   Bounds bounds(search);
@@ -197,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned long long* candidates =
       first_round ? candidates_of(ws, part.row, search.bin, search.candidates)
                   : ws.list + static_cast<size_t>(part.row) * kCandidates;
-  const bool placed = ws.buckets && first_round && Pieces(share).count > 0;  // the first early ones
+  const bool placed = early && few && ws.buckets && first_round && Pieces(share).count > 0;  // the first early ones
   const bool told = placed && search.candidates <= kBucket;                  // and told of
   const auto push = [&](unsigned key, int position) {
     if (!listed) return;
@@ -263,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (part.rank == part.splits - 1) write_statistic(p, ws, part);
   if (part.rank == 0 && thread == 0) p.counts[part.row] = shared.search[0].count;
   finish(ws, share, dynamic + kGroups * kGroupHeads * kOutStride * 4, params.out, params.lse, part.row,
-         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, list, bins, candidates); });
+         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, list, bins, candidates, early && few && ws.buckets); });
   GSA_STAMP(11);
 }
 

@@ -24,6 +24,18 @@ struct KeptTokens {
   __device__ int position(int i) const { return i < first ? i : recent_begin + i; }
 };
 
+// How many tokens a part lists before it knows the boundary bin: most likely all that will be selected, and
+// few that will not. 0: none, they would be too many.
+__device__ __forceinline__ int early_tokens(int selected, const Share& share) {
+  const float expected = static_cast<float>(selected) / static_cast<float>(share.splits);
+  const float deviation = sqrtf(expected);
+  const int likely = static_cast<int>(expected + GSA_EARLY_SIGMA * deviation) + 1;
+  constexpr int kMostOfFew = (kSlots - 1) * kTile;  // the last slot's warps rank
+  if (share.words <= kFewWords)
+    return expected + 2 * deviation > kMostOfFew ? 0 : min(likely, kMostOfFew);
+  return likely <= kMaxEarly ? likely : 0;
+}
+
 // Bins lower <= x < upper are the boundary, upper <= x < limit above it; and of the boundary what lies in
 // [low, high], as composites, where it had very many keys.
 struct Bounds {
@@ -309,14 +321,15 @@ __device__ __forceinline__ void filter_list(State& shared, const Bounds& bounds,
   __syncthreads();
 }
 
-// And the rest, when it is.
+// And the rest of few words' tokens, when it is: in tiles behind the early ones.
 __device__ inline void make_late_list(const Share& share, const float* scores, const unsigned* above_bits,
                                       const unsigned* equal_bits, List& list) {
   const FewWords few(share, above_bits, equal_bits);
+  list.begin = list.early_tiles() * kTile;
+  list.sure = list.begin + few.above_total;
   list.late = few.above_total + few.equal_total;
-  const int first = list.early_tiles() * kTile, tied = first + few.above_total + few.equal_before;
-  emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, first + few.above_before, tied,
-                   tied, list);
+  emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, list.begin + few.above_before,
+                    list.sure + few.equal_before, list.begin + few.equal_before, list);
   __syncwarp();
 }
 

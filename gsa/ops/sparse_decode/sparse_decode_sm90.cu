@@ -1,13 +1,10 @@
 // Launches the fused decode step.
 #include <algorithm>
-#include <cmath>
+#include <iterator>
 
 #include "gsa/ops/sparse_decode/sparse_decode.h"
 #include "gsa/ops/sparse_decode/sparse_decode_kernel.cuh"
 
-#ifndef GSA_EARLY_SIGMA
-#define GSA_EARLY_SIGMA 4
-#endif
 namespace gsa {
 namespace sparse_decode {
 namespace {
@@ -28,25 +25,22 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
   const auto batch = static_cast<int>(p.batch);
   plan.layout.splits = row_splits(p.keys, p.keys * batch, batch, plan.ctas);
   plan.layout.part_keys = static_cast<int>(part_keys(p.keys, plan.layout.splits));
-  const int words = static_cast<int>((p.keys + kWord - 1) / kWord);
-  plan.places.words = (words + plan.layout.splits - 1) / plan.layout.splits;
-  const double expected = static_cast<double>(p.k_max) / plan.layout.splits;  // tokens of a part
-  const bool few = plan.places.words <= kFewWords;
-  const int likely = static_cast<int>(expected + GSA_EARLY_SIGMA * std::sqrt(expected) + 1);
-#ifndef GSA_NO_EARLY
-  if (few)
-    plan.places.early = expected + 2 * std::sqrt(expected) > (kSlots - 1) * kTile ? 0 : std::min(likely, (kSlots - 1) * kTile);
-#ifndef GSA_FEW_EARLY
-  else if (likely <= kMaxEarly)
-    plan.places.early = likely;
-#endif
-#endif
+  const int64_t longest = p.lengths ? longest_part(p.keys, batch, plan.ctas) : plan.layout.part_keys;
+  plan.places.words = static_cast<int>(longest / kWord);
+  // Parts with more scores than this have them in the workspace.
+  int64_t in_shared = part_keys(p.keys, plan.layout.splits);
   // Early tiles come while scores are needed, so these lie behind them if they can.
   constexpr struct {
     int warps, bytes;
     bool apart;
   } kRings[] = {{kWarps, 2 * kRingBytes, true}, {kWarps, kRingBytes, true}, {kWarps, kRingBytes, false}, {12, kRingBytes, false}};
-  for (const auto& ring : kRings) {
+  constexpr int kLast = static_cast<int>(std::size(kRings)) - 1;
+  for (int i = 0; i <= kLast + 1; ++i) {
+    const auto& ring = kRings[std::min(i, kLast)];
+    if (i > kLast) {  // as many as fit behind the tiles
+      const int64_t excess = (plan.places.end - static_cast<int64_t>(kSharedLimit) + 3) / 4;
+      in_shared = std::max<int64_t>((in_shared - excess) / 64 * 64, 0);
+    }
     plan.layout.scoring_warps = ring.warps;
     plan.layout.ring_bytes = ring.bytes;
     int used = 0;
@@ -57,12 +51,13 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     int rings;
     take(rings, static_cast<size_t>(ring.warps) * ring.bytes);
     if (ring.apart) used = std::max(used, kSlots * kTileBytes);
-    take(plan.places.scores, static_cast<size_t>(plan.places.words) * kWord * sizeof(float));
-    used = std::max(used, kSlots * kTileBytes);
+    take(plan.places.scores, in_shared * sizeof(float));
+    plan.places.words_in_shared = static_cast<int>(in_shared / kWord);
+    used = std::max(used, kSlots * kTileBytes + kFewWords * kWord * static_cast<int>(sizeof(float)));
     take(plan.places.histogram, kBins * sizeof(unsigned));
     take(plan.places.bits, 2 * plan.places.words * sizeof(unsigned));
     take(plan.places.list, kMaxList * sizeof(int));
-    take(plan.places.keys, (plan.places.early == 0 ? kCandidates : few ? kMaxList : kMaxEarly) * sizeof(unsigned));
+    take(plan.places.keys, kMaxEarly * sizeof(unsigned));
     take(plan.places.query, 64 / 32 * 512);
     take(plan.places.terms, 4 * sizeof(float4) + 4 * sizeof(float2));
     take(plan.places.moments, kWarps * moment_sets(1) * 12 * sizeof(double));
@@ -95,9 +90,11 @@ size_t place_workspace(const SparseDecodeParams& params, const Plan& plan, Works
   take(ws.partial, ctas * kOutputs);
   take(ws.peaks, ctas * kPieces);
 #ifndef GSA_NO_BUCKETS
-  if (plan.places.early && plan.places.words <= kFewWords) take(ws.buckets, rows * kBins * kBucket);
+  if (params.select.keys <= static_cast<int64_t>(kFewWords) * kWord * plan.layout.splits)
+    take(ws.buckets, rows * kBins * kBucket);
 #endif
   ws.zeroed_bytes = used;
+  if (plan.places.words > plan.places.words_in_shared) take(ws.scores, ctas * plan.places.words * kWord);
 #ifdef GSA_CLOCKS
   take(ws.clocks, ctas * kStamps);
 #endif
@@ -112,10 +109,16 @@ bool sparse_decode_supported(const SparseDecodeParams& params, int multiprocesso
   return p.heads == 4 && p.dim == 64 && p.float8_keys && p.queries == 1 && p.query_tile == 1 &&
          p.budget == SelectBudget::kFixed && p.k_max <= 2048 && p.batch >= 1 && p.batch <= multiprocessors &&
          multiprocessors <= sparse_decode::kMaxParts && p.keys >= 1 && p.keys < (int64_t{1} << 30) &&
-         p.key_batch_stride % 16 == 0 && p.lengths == nullptr && params.dim == sparse_decode::kDim &&
+         p.key_batch_stride % 16 == 0 && params.dim == sparse_decode::kDim &&
          params.heads == sparse_decode::kHeads && params.groups == sparse_decode::kGroups &&
          static_cast<size_t>(sparse_decode::make_plan(params, multiprocessors).places.end) <=
              sparse_decode::kSharedLimit;
+}
+
+size_t sparse_decode_zeroed_bytes(const SparseDecodeParams& params, int multiprocessors) {
+  sparse_decode::Workspace ws{};
+  sparse_decode::place_workspace(params, sparse_decode::make_plan(params, multiprocessors), ws);
+  return ws.zeroed_bytes;
 }
 
 size_t sparse_decode_workspace_bytes(const SparseDecodeParams& params, int multiprocessors) {

@@ -2,6 +2,10 @@
 // other parts of the row.
 #pragma once
 
+#ifndef GSA_EARLY_SIGMA
+#define GSA_EARLY_SIGMA 4
+#endif
+
 #include "gsa/ops/indexer/index_select_decode_state.cuh"
 #include "gsa/ops/sparse_decode/sparse_decode_params.h"
 
@@ -30,9 +34,9 @@ constexpr int kStamps = 16;
 // Places in dynamic shared memory, in bytes. Tiles of keys and values lie where rings and scores were.
 struct Places {
   int scores, histogram, bits, list, keys, query, terms, moments, attention_query, end;
-  int words;  // of 32 keys a part may have
-  int early;  // tokens that a part lists before it knows the boundary bin, if any
-  int early_slots;  // whose tiles are asked for then, too
+  int words;             // of 32 keys a part may have
+  int words_in_shared;   // whose scores fit; else all of the part's are in the workspace
+  int early_slots;       // whose tiles do not lie where scores are
 };
 
 struct Workspace : decode::Workspace {

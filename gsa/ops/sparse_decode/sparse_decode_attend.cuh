@@ -140,7 +140,7 @@ __device__ inline void copy_query(char* to, const void* query, int row) {
 // A warp's share of the part's tokens; the first tile of each slot is on its way. Leaves what it found in its
 // slot's tile.
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
-                              const Bounds& bounds, const char* query, bool few, float scale) {
+                              const Bounds& bounds, const char* query, bool direct, float scale) {
   const float2 bins = shared.bins[0];
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
   const char* own_query = query + (group * kGroupHeads + lane / 4) * kQueryStride + lane % 4 * 4;
@@ -149,7 +149,7 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
   uint32_t parity = 0;
   for (int tile = slot; tile < list.tiles(); tile += kSlots) {
     const int at = tile * kTile + lane % kTile, count = list.count(tile);
-    if (few) {
+    if (direct) {
       cuda::cp_async_wait<0>();
       __syncwarp();
     } else {
@@ -173,7 +173,7 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
     }
     weigh(softmax, logits, seen, scale, weights);
     add_values(softmax, keys + kTile * kRowBytes, count, weights);
-    if (few) {
+    if (direct) {
       __syncwarp();
       if (tile + kSlots < list.tiles()) copy_tile(tiles, tokens, list, tile + kSlots);
     } else {
@@ -181,7 +181,7 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
       if (group == 0) request_tile(shared, tiles, tokens, list, tile + kSlots);
     }
   }
-  if (few) cuda::named_barrier<kGroups * 32>(1 + slot);  // results take the place of all groups' tokens
+  if (direct) cuda::named_barrier<kGroups * 32>(1 + slot);  // results take the place of all groups' tokens
   const int quad = lane % 4;
   float* out = reinterpret_cast<float*>(tiles + slot * kTileBytes) + group * kGroupHeads * kOutStride;
 #pragma unroll

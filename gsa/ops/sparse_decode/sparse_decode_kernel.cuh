@@ -144,6 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Search& search = shared.search[0];
   const float2 bins = shared.bins[0];
   const auto nothing = [](unsigned, int) {};
+  const bool direct = few || places.direct;  // how keys and values come
 #ifdef GSA_NO_EARLY
   const int early = 0;
 #else
@@ -167,10 +168,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     make_early_list(shared, kept, share, scores, above_bits, equal_bits, list);
     if (!few) early_tiles = min(list.entries / kTile, places.early_slots);
-    if (few)
-      copy_tile(dynamic, tokens, list, warp / kGroups);
-    else if (warp % kGroups == 0 && warp / kGroups < early_tiles)
-      request_tile(shared, dynamic, tokens, list, warp / kGroups);
+    if (warp / kGroups < early_tiles) {
+      if (direct)
+        copy_tile(dynamic, tokens, list, warp / kGroups);
+      else if (warp % kGroups == 0)
+        request_tile(shared, dynamic, tokens, list, warp / kGroups);
+    }
     if (few && ws.buckets && warp == kWarps - kGroups && Pieces(share).count > 0) {
       for (int i = thread % 32; i < min(list.entries, kBucket); i += 32) {
         const unsigned key = list.keys[i];
@@ -255,14 +258,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     make_list(shared, share, scores, above_bits, equal_bits, own, list);
   }
   if (!(early && few && whole) && warp / kGroups >= early_tiles) {
-    if (few)
+    if (direct)
       copy_tile(dynamic, tokens, list, warp / kGroups);
     else if (warp % kGroups == 0)
       request_tile(shared, dynamic, tokens, list, warp / kGroups);
   }
   GSA_STAMP(7);
   if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
-  attend(shared, dynamic, tokens, list, bounds, attention_query, few, params.scale * 1.44269504f);
+  attend(shared, dynamic, tokens, list, bounds, attention_query, direct, params.scale * 1.44269504f);
   GSA_STAMP(8);
   __syncthreads();
   GSA_STAMP(9);

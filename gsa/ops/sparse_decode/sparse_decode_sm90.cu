@@ -65,6 +65,9 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     plan.places.end = used;
     if (static_cast<size_t>(used) <= kSharedLimit) break;
   }
+#ifdef GSA_DIRECT
+  plan.places.direct = plan.places.words <= GSA_DIRECT;
+#endif
 #ifndef GSA_EARLY_SLOTS
 #define GSA_EARLY_SLOTS 1
 #endif

@@ -36,6 +36,7 @@ struct Places {
   int scores, histogram, bits, list, keys, query, terms, moments, attention_query, end;
   int words;             // of 32 keys a part may have
   int words_in_shared;   // whose scores fit; else all of the part's are in the workspace
+  bool direct;           // keys and values come through the load and store units
   int early_slots;       // whose tiles do not lie where scores are
 };
 

@@ -23,7 +23,7 @@ __device__ inline void clean_search(const Workspace& ws, const State& shared, co
     ws.buckets[(static_cast<size_t>(part.row) * kBins + bin) * kBucket + shared.told_at[thread]] = 0;
   }
   if (part.rank != 0) return;
-  if (search.mode == Mode::kList && thread < search.candidates)
+  if (search.mode == Mode::kList && thread < static_cast<int>(search.candidates))
     candidates[thread] = 0;
   if (thread == 0) ws.barrier[part.row * 2] = ws.missing[part.row] = 0;
   if (thread < 2) ws.span[part.row * 2 + thread] = 0;

@@ -30,7 +30,7 @@ __device__ __forceinline__ void request_tile(State& shared, char* tiles, const T
   if (lane == 0) cuda::mbarrier_arrive_expect(shared.arrived + slot, count * 2 * kTokenBytes);
   __syncwarp();
   if (at >= count) return;
-  const int64_t position = list.positions[tile * kTile + at];
+  const int64_t position = list.positions[tile * list.each + at];
   cuda::bulk_load(tiles + slot * kTileBytes + lane * kRowBytes,
                   (lane < kTile ? tokens.key : tokens.value) + position * kTokenBytes, kTokenBytes,
                   shared.arrived + slot);
@@ -42,14 +42,16 @@ __device__ __forceinline__ void request_tile(State& shared, char* tiles, const T
 __device__ __forceinline__ void copy_tile(char* tiles, const Tokens& tokens, const List& list, int tile) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups;
   const int count = list.count(tile), offset = warp % kGroups * kDim * 2 + lane % 16 * 16;
+  if (count == 0) return;
   const uint32_t to = cuda::shared_address(tiles + slot * kTileBytes + offset);
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int i = 0; i < kTile; i += 2) {
       const int row = i + lane / 16;
+      if (i >= count) break;
       if (row >= count) continue;
-      const int64_t position = list.positions[tile * kTile + row];
+      const int64_t position = list.positions[tile * list.each + row];
       cuda::cp_async_16(to + (half * kTile + row) * kRowBytes,
                         (half ? tokens.value : tokens.key) + position * kTokenBytes + offset);
     }
@@ -140,15 +142,14 @@ __device__ inline void copy_query(char* to, const void* query, int row) {
 // A warp's share of the part's tokens; the first tile of each slot is on its way. Leaves what it found in its
 // slot's tile.
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
-                              const Bounds& bounds, const char* query, bool direct, float scale) {
-  const float2 bins = shared.bins[0];
+                              const char* query, bool direct, float scale) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
   const char* own_query = query + (group * kGroupHeads + lane / 4) * kQueryStride + lane % 4 * 4;
   char* keys = tiles + slot * kTileBytes + group * kDim * 2;
   Softmax softmax;
   uint32_t parity = 0;
   for (int tile = slot; tile < list.tiles(); tile += kSlots) {
-    const int at = tile * kTile + lane % kTile, count = list.count(tile);
+    const int at = tile * list.each + lane % kTile, count = list.count(tile);
     if (direct) {
       cuda::cp_async_wait<0>();
       __syncwarp();
@@ -160,16 +161,10 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
     unsigned weights[2];
     multiply_keys(logits, keys, own_query);
     bool seen = lane % kTile < count;
-    if (tile * kTile < list.begin || tile * kTile + count > list.sure) {
-      const unsigned key = seen && !list.is_sure(at) ? list.key(at) : 0xffffffffu;
-      const float score = unordered(key);
-      const Class found = bounds.classify(bin_of(bins, score), score, list.positions[at]);
-      const bool equal = key != 0xffffffffu && found.equal;
-      seen &= key == 0xffffffffu || found.above;
-      if (__any_sync(0xffffffffu, equal)) {
-        cuda::mbarrier_wait(&shared.ranked, 0);
-        seen |= equal && composite(key, list.positions[at]) >= shared.threshold;
-      }
+    if (tile * list.each + count > list.sure) {
+      cuda::mbarrier_wait(&shared.ranked, 0);
+      if (seen && at >= list.sure)
+        seen = composite(list.keys[at - list.sure], list.positions[at]) >= shared.threshold;
     }
     weigh(softmax, logits, seen, scale, weights);
     add_values(softmax, keys + kTile * kRowBytes, count, weights);

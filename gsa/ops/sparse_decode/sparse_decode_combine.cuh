@@ -71,22 +71,26 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
       reinterpret_cast<unsigned long long*>(ws.peaks + first_cta * kPieces + pieces.first * splits);
   float* found = reinterpret_cast<float*>(memory);                                // [piece, part, kItemStride]
   float2* peaks = reinterpret_cast<float2*>(memory + (items / 4 * kItemStride + 3) / 4 * 16);  // [piece, part]
+  // Polls for the few words of the peaks first: what all parts poll for is in the way of what they tell.
+  for (int i = thread; i < totals; i += kThreads) {
+    unsigned long long peak;
+    for (;;) {
+      peak = cuda::load_relaxed(peaks_from + i);
+      if (static_cast<unsigned>(peak) != 0 && peak >> 32 != 0) break;
+      cuda::poll_again();
+    }
+    peaks_from[i] = 0;
+    peaks[i] = make_float2(__uint_as_float(static_cast<unsigned>(peak)),
+                           __uint_as_float(static_cast<unsigned>(peak >> 32)));
+  }
+#ifndef GSA_NO_PEAKS_FIRST
+  __syncthreads();
+#endif
   uint4 item[kItems];
   const auto load = [&](int i) { item[i] = cuda::load_relaxed(from + i * kThreads + thread); };
 #pragma unroll
   for (int i = 0; i < kItems; ++i)
     if (i * kThreads + thread < items) load(i);
-  if (thread < totals) {
-    unsigned long long peak;
-    for (;;) {
-      peak = cuda::load_relaxed(peaks_from + thread);
-      if (static_cast<unsigned>(peak) != 0 && peak >> 32 != 0) break;
-      cuda::poll_again();
-    }
-    peaks_from[thread] = 0;
-    peaks[thread] = make_float2(__uint_as_float(static_cast<unsigned>(peak)),
-                                __uint_as_float(static_cast<unsigned>(peak >> 32)));
-  }
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int at = i * kThreads + thread;

@@ -9,8 +9,8 @@ namespace gsa::sparse_decode {
 
 // Zeroes what the search used, when all parts have told what they found; by the parts that finish pieces.
 __device__ inline void clean_search(const Workspace& ws, const State& shared, const Part& part,
-                                    const Pieces& pieces, const List& list, float2 bins,
-                                    unsigned long long* candidates, bool early_told) {
+                                    const Pieces& pieces,
+                                    unsigned long long* candidates) {
   const int each = (kPieces + part.splits - 1) / part.splits, finishers = (kPieces + each - 1) / each;
   const int thread = threadIdx.x;
   const Search& search = shared.search[0];
@@ -18,10 +18,6 @@ __device__ inline void clean_search(const Workspace& ws, const State& shared, co
     ws.histogram[static_cast<size_t>(part.row) * kBins + i] = 0;
   for (int i = part.rank * kThreads + thread; i < shared.rounds * kBins; i += finishers * kThreads)
     ws.later_histogram[static_cast<size_t>(part.row) * kLaterRounds * kBins + i] = 0;
-  if (early_told && thread < min(list.entries, kBucket) && shared.told_at[thread] < kBucket) {
-    const int bin = clamp_bin(bin_of(bins, unordered(list.keys[thread])));
-    ws.buckets[(static_cast<size_t>(part.row) * kBins + bin) * kBucket + shared.told_at[thread]] = 0;
-  }
   if (part.rank != 0) return;
   if (search.mode == Mode::kList && thread < static_cast<int>(search.candidates))
     candidates[thread] = 0;
@@ -45,12 +41,12 @@ __device__ inline void prefetch_workspace(const Workspace& ws, const Share& shar
   fetch(ws.peaks + first_cta * kPieces + pieces.first * share.splits, totals * sizeof(float2), thread, kThreads);
   const int of_row = share.rank + thread * share.splits;  // lines of the row's
   fetch(ws.histogram + static_cast<size_t>(row) * kBins, kBins * sizeof(unsigned), of_row, kThreads * share.splits);
-  fetch(ws.list + static_cast<size_t>(row) * kCandidates, kBucket * sizeof(unsigned long long), of_row,
+  fetch(ws.list + static_cast<size_t>(row) * kCandidates, 64 * sizeof(unsigned long long), of_row,
         kThreads * share.splits);
   if (thread == 0) cuda::prefetch_line(ws.barrier + row * 2);
 }
 
-template <class Key>
+template <class Key, bool kDirect>
 __global__ void __launch_bounds__(kThreads, 1)
     sparse_decode_kernel(const __grid_constant__ SparseDecodeParams params, const __grid_constant__ Workspace ws,
                          const __grid_constant__ Layout layout, const __grid_constant__ Places places) {
@@ -89,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   float4* head_terms = reinterpret_cast<float4*>(dynamic + places.terms);
   float2* column_scales = reinterpret_cast<float2*>(head_terms + 4);
   char* attention_query = dynamic + places.attention_query;
-  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, 0, 0};
+  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, kTile};
 
   copy_query(attention_query, params.query, part.row);
 #ifndef GSA_NO_PREFETCH
@@ -143,53 +139,28 @@ __global__ void __launch_bounds__(kThreads, 1)
       static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
   Search& search = shared.search[0];
   const float2 bins = shared.bins[0];
-  const auto nothing = [](unsigned, int) {};
-  const bool direct = few || places.direct;  // how keys and values come
-#ifdef GSA_NO_EARLY
-  const int early = 0;
-#else
+  const bool direct = few || kDirect;  // how keys and values come
   const int early = early_tokens(search.count, share);
-#endif
-  int early_tiles = early ? kSlots : 0;
-  const auto take_places = [&] {
-#pragma unroll
-    for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
-  };
+  GSA_STAMP(12);
   if (early) {
     find_early_bin(shared, histogram, max(early - kept.of_part(share), 0));
     const int bin = shared.early_bin;
-    mark_words(share, scores, bins,
-               Bounds(bin == 0       ? -INFINITY
-                      : bin == kBins ? NAN
-                                     : static_cast<float>(bin),
-                      NAN),
-               above_bits, equal_bits, nothing);
-    take_places();
-    __syncthreads();
-    make_early_list(shared, kept, share, scores, above_bits, equal_bits, list);
-    if (!few) early_tiles = min(list.entries / kTile, places.early_slots);
-    if (warp / kGroups < early_tiles) {
-      if (direct)
-        copy_tile(dynamic, tokens, list, warp / kGroups);
-      else if (warp % kGroups == 0)
-        request_tile(shared, dynamic, tokens, list, warp / kGroups);
+    if (few) {
+      prefetch_tokens(share, scores, bins, bin, kept, tokens.key, tokens.value);
+    } else {
+      mark_words(share, scores, bins,
+                 Bounds(bin == 0       ? -INFINITY
+                        : bin == kBins ? NAN
+                                       : static_cast<float>(bin),
+                        NAN),
+                 above_bits, equal_bits, [](unsigned, int) {});
+      __syncthreads();
+      make_early_list(shared, share, scores, above_bits, equal_bits, list);
     }
-    if (few && ws.buckets && warp == kWarps - kGroups && Pieces(share).count > 0) {
-      for (int i = thread % 32; i < min(list.entries, kBucket); i += 32) {
-        const unsigned key = list.keys[i];
-        shared.told_at[i] = ~0u;
-        if (key == 0xffffffffu) continue;
-        const int of = clamp_bin(bin_of(bins, unordered(key)));
-        const unsigned at = shared.told_at[i] = atomicAdd(histogram + of, 1u);
-        if (at >= kBucket) continue;
-        unsigned long long* to = ws.buckets + (static_cast<size_t>(part.row) * kBins + of) * kBucket + at;
-        cuda::prefetch_line(to);
-        cuda::store_relaxed(to, composite(key, list.positions[i]));
-      }
-    }
-  } else {
-    take_places();
   }
+  GSA_STAMP(13);
+#pragma unroll
+  for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
   if (thread == 0)
     while (cuda::load_relaxed(counter) < static_cast<unsigned>(part.splits)) cuda::poll_again();
   __syncthreads();
@@ -204,68 +175,30 @@ __global__ void __launch_bounds__(kThreads, 1)
     bounds.high = shared.span[1];
   }
   const bool listed = search.mode == Mode::kList;
-  const bool first_round = shared.rounds == 0;
-  unsigned long long* candidates =
-      first_round ? candidates_of(ws, part.row, search.bin, search.candidates)
-                  : ws.list + static_cast<size_t>(part.row) * kCandidates;
-  const bool placed = early && few && ws.buckets && first_round && Pieces(share).count > 0;  // the first early ones
-  const bool told = placed && search.candidates <= kBucket;                  // and told of
-  const auto push = [&](unsigned key, int position) {
-    if (!listed) return;
-    const unsigned at = atomicAdd(histogram + search.bin, 1u);
-    cuda::store_relaxed(candidates + at, composite(key, position));
+  unsigned long long* candidates = ws.list + static_cast<size_t>(part.row) * kCandidates;
+  const auto push = [&](unsigned key, int position) {  // tells the row's other parts
+    if (listed)
+      cuda::store_relaxed(candidates + atomicAdd(histogram + search.bin, 1u), composite(key, position));
   };
   const bool whole = shared.early_bin == 0 || static_cast<float>(shared.early_bin) <= bounds.lower ||
-                     search.mode == Mode::kNone;  // the early list has all that are selected
-  if (early && few) {
-    const int rest = thread - (kWarps - kGroups) * 32;  // by those who rank
-    for (int i = told && rest >= 0 ? rest + kBucket : rest; i >= 0 && i < list.entries; i += kGroups * 32) {
-      const unsigned key = list.keys[i];
-      const float score = unordered(key);
-      if (key == 0xffffffffu || !bounds.classify(bin_of(bins, score), score, list.positions[i]).equal) continue;
-      if (placed && i < kBucket && listed)
-        cuda::store_relaxed(candidates + shared.told_at[i], composite(key, list.positions[i]));
-      else
-        push(key, list.positions[i]);
-    }
-    if (!whole) {
-      Bounds others = bounds;
-      if (shared.early_bin < kBins) others.limit = static_cast<float>(shared.early_bin);
-      mark_words(share, scores, bins, others, above_bits, equal_bits, push);
-      __syncthreads();
-      make_late_list(share, scores, above_bits, equal_bits, list);
-      early_tiles = list.early_tiles();  // slots beyond have nothing on their way yet
-    }
-  } else if (early && whole) {
-    filter_list(shared, bounds, bins, early_tiles * kTile, list, push);
+                     search.mode == Mode::kNone;  // an early list has all that are selected
+  if (early && !few && whole) {
+    filter_list(shared, kept, share, bounds, bins, list, push);
   } else {
     mark_words(share, scores, bins, bounds, above_bits, equal_bits, push);
     __syncthreads();
-    list.late = 0;
-    list.begin = early_tiles * kTile;
-    if (early_tiles > 0) {  // their tokens are not listed again
-      if (thread < list.begin && list.keys[thread] != 0xffffffffu) {
-        const int position = list.positions[thread], word = position / kWord / share.splits;
-        atomicAnd(above_bits + word, ~(1u << position % kWord));
-        atomicAnd(equal_bits + word, ~(1u << position % kWord));
-      }
-      __syncthreads();
-    }
-    // Kept tokens beyond the early tiles.
-    const int own = max(kept.of_part(share), list.begin);
-    for (int i = list.begin + (few ? thread % 32 : thread); i < own; i += few ? 32 : kThreads)
-      list.positions[i] = kept.position(share.rank + i * share.splits);
-    make_list(shared, share, scores, above_bits, equal_bits, own, list);
+    GSA_STAMP(14);
+    make_list(shared, kept, share, scores, above_bits, equal_bits, list);
   }
-  if (!(early && few && whole) && warp / kGroups >= early_tiles) {
-    if (direct)
-      copy_tile(dynamic, tokens, list, warp / kGroups);
-    else if (warp % kGroups == 0)
-      request_tile(shared, dynamic, tokens, list, warp / kGroups);
-  }
+  GSA_STAMP(15);
+  list.each = direct && list.entries <= kSlots * kTile ? max((list.entries + kSlots - 1) / kSlots, 1) : kTile;
+  if (direct)
+    copy_tile(dynamic, tokens, list, warp / kGroups);
+  else if (warp % kGroups == 0)
+    request_tile(shared, dynamic, tokens, list, warp / kGroups);
   GSA_STAMP(7);
   if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
-  attend(shared, dynamic, tokens, list, bounds, attention_query, direct, params.scale * 1.44269504f);
+  attend(shared, dynamic, tokens, list, attention_query, direct, params.scale * 1.44269504f);
   GSA_STAMP(8);
   __syncthreads();
   GSA_STAMP(9);
@@ -274,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (part.rank == part.splits - 1) write_statistic(p, ws, part);
   if (part.rank == 0 && thread == 0) p.counts[part.row] = shared.search[0].count;
   finish(ws, share, dynamic + kGroups * kGroupHeads * kOutStride * 4, params.out, params.lse, part.row,
-         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, list, bins, candidates, early && few && ws.buckets); });
+         [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, candidates); });
   GSA_STAMP(11);
 }
 

@@ -28,18 +28,20 @@ struct KeptTokens {
 // few that will not. 0: none, they would be too many.
 __device__ __forceinline__ int early_tokens(int selected, const Share& share) {
   const float expected = static_cast<float>(selected) / static_cast<float>(share.splits);
-  const float deviation = sqrtf(expected);
-  const int likely = static_cast<int>(expected + GSA_EARLY_SIGMA * deviation) + 1;
-  constexpr int kMostOfFew = (kSlots - 1) * kTile;  // the last slot's warps rank
-  if (share.words <= kFewWords)
-    return expected + 2 * deviation > kMostOfFew ? 0 : min(likely, kMostOfFew);
+  const int likely = static_cast<int>(expected + (share.words <= kFewWords ? GSA_EARLY_SIGMA : 4) * sqrtf(expected)) + 1;
+#ifdef GSA_NO_EARLY
+  return 0;
+#endif
+#ifdef GSA_NO_FEW_EARLY
+  if (share.words <= kFewWords) return 0;
+#endif
   return likely <= kMaxEarly ? likely : 0;
 }
 
-// Bins lower <= x < upper are the boundary, upper <= x < limit above it; and of the boundary what lies in
-// [low, high], as composites, where it had very many keys.
+// Bins lower <= x < upper are the boundary; and of these what lies in [low, high], as composites, where it had
+// very many keys.
 struct Bounds {
-  float upper, lower, limit = NAN;  // no limit
+  float upper, lower;
   unsigned long long low = 0, high = ~0ull;
 
   __device__ Bounds(float upper, float lower) : upper(upper), lower(lower) {}
@@ -52,7 +54,6 @@ struct Bounds {
   }
   // `x` is the bin of `score`.
   __device__ __forceinline__ Class classify(float x, float score, int position) const {
-    if (x >= limit) return {false, false};
     Class found{x >= upper, !(x >= upper) && x >= lower};
     if (found.equal && (low != 0 || high != ~0ull)) {
       const unsigned long long own = composite(ordered(score), position);
@@ -61,14 +62,6 @@ struct Bounds {
     return found;
   }
 };
-
-// Where the row's parts tell each other the keys in a bin.
-__device__ __forceinline__ unsigned long long* candidates_of(const Workspace& ws, int row, unsigned bin,
-                                                             unsigned count) {
-  return ws.buckets && count <= kBucket
-             ? ws.buckets + (static_cast<size_t>(row) * kBins + bin) * kBucket
-             : ws.list + static_cast<size_t>(row) * kCandidates;
-}
 
 // Each word's bits above the boundary and in it; `push` is called with the latter's keys and positions.
 template <typename Push>
@@ -142,12 +135,12 @@ struct FewWords {
   }
 };
 
-// Writes the tokens of words first .. last - 1: those above from place `sure` on, the others from `tied` on,
-// with keys from `keys` on. With kAllKeys those above have keys too, at their place.
+// Writes the tokens of words first .. last - 1: those above from place `sure` on, the others behind `tied`
+// candidates. With kAllKeys those above have keys, too, at their places.
 template <bool kAllKeys>
 __device__ __forceinline__ void emit_words(const Share& share, const float* scores,
                                            const unsigned* above_bits, const unsigned* equal_bits, int first,
-                                           int last, int sure, int tied, int keys, const List& list) {
+                                           int last, int sure, int tied, const List& list) {
 #pragma unroll 1
   for (int word = first; word < last; ++word) {
     const int base = share.base(word);
@@ -156,24 +149,16 @@ __device__ __forceinline__ void emit_words(const Share& share, const float* scor
       list.positions[sure] = base + at;
       if constexpr (kAllKeys) list.keys[sure] = ordered(scores[word * kWord + at]);
     }
-    for (unsigned bits = equal_bits[word]; bits; bits &= bits - 1) {
+    for (unsigned bits = equal_bits[word]; bits; bits &= bits - 1, ++tied) {
       const int at = __ffs(bits) - 1;
-      list.positions[tied++] = base + at;
-      list.keys[keys++] = ordered(scores[word * kWord + at]);
+      list.positions[list.sure + tied] = base + at;
+      list.keys[tied] = ordered(scores[word * kWord + at]);
     }
   }
 }
 
-// The part's kept tokens, from place 0 on.
-__device__ __forceinline__ void list_kept(const KeptTokens& kept, const Share& share, int thread, int threads,
-                                          bool keys, const List& list) {
-  for (int i = thread; i < kept.of_part(share); i += threads) {
-    list.positions[i] = kept.position(share.rank + i * share.splits);
-    if (keys) list.keys[i] = 0xffffffffu;
-  }
-}
-
-// Of many words, a thread's run of them: counts of their bits, and of those before them.
+// Of many words, a thread's run of them: counts of their bits, and of those before them. The block's totals
+// are in shared.sure_total and shared.equal_total.
 struct ManyWords {
   int first, last, above, equal, above_before, equal_before;
 
@@ -188,12 +173,12 @@ struct ManyWords {
       above += __popc(above_bits[word]);
       equal += __popc(equal_bits[word]);
     }
-    total(shared);
+    add_up(shared);
   }
-  __device__ ManyWords(State& shared, int above, int equal) : above(above), equal(equal) { total(shared); }
+  __device__ ManyWords(State& shared, int above, int equal) : above(above), equal(equal) { add_up(shared); }
 
  private:
-  __device__ void total(State& shared) {
+  __device__ void add_up(State& shared) {
     const int2 sum = exclusive_sum(shared, above, equal, false);
     above_before = sum.x;
     equal_before = sum.y;
@@ -205,26 +190,40 @@ struct ManyWords {
   }
 };
 
-// The list, in a fixed order, behind `own` tokens. Of few words each warp writes all of it, the same as the others,
-// so that it need not wait for them.
-__device__ inline void make_list(State& shared, const Share& share, const float* scores,
-                                 const unsigned* above_bits, const unsigned* equal_bits, int own, List& list) {
+__device__ __forceinline__ void list_kept(const KeptTokens& kept, const Share& share, int threads,
+                                          const List& list) {
+  for (int i = threadIdx.x; i < kept.of_part(share); i += threads)
+    list.positions[i] = kept.position(share.rank + i * share.splits);
+}
+
+// The list, in a fixed order. Of few words one warp makes it.
+__device__ inline void make_list(State& shared, const KeptTokens& kept, const Share& share,
+                                 const float* scores, const unsigned* above_bits, const unsigned* equal_bits,
+                                 List& list) {
+  const int own = kept.of_part(share);
   if (share.words <= kFewWords) {
-    const FewWords few(share, above_bits, equal_bits);
-    list.sure = own + few.above_total;
-    list.entries = list.sure + few.equal_total;
-    emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
-                      list.sure + few.equal_before, list.begin + few.equal_before, list);
-    __syncwarp();
-    return;
+    if (threadIdx.x < 32) {
+      const FewWords few(share, above_bits, equal_bits);
+      list.sure = own + few.above_total;
+      list_kept(kept, share, 32, list);
+      emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
+                        few.equal_before, list);
+      if (threadIdx.x == 0) {
+        shared.sure_total = few.above_total;
+        shared.equal_total = few.equal_total;
+      }
+    }
+  } else {
+    const ManyWords many(shared, share, above_bits, equal_bits);
+    list.sure = own + shared.sure_total;
+    list_kept(kept, share, kThreads, list);
+    emit_words<false>(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before,
+                      many.equal_before, list);
+    cuda::fence_async_proxy();  // copies of keys and values may take the scores' place
   }
-  const ManyWords many(shared, share, above_bits, equal_bits);
+  __syncthreads();
   list.sure = own + shared.sure_total;
   list.entries = list.sure + shared.equal_total;
-  emit_words<false>(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before,
-                    list.sure + many.equal_before, list.begin + many.equal_before, list);
-  cuda::fence_async_proxy();  // copies of keys and values may take the scores' place
-  __syncthreads();
 }
 
 // Finds the lowest bin so that the part has no more than `wanted` keys in it and above, by its own histogram.
@@ -253,84 +252,67 @@ __device__ inline void find_early_bin(State& shared, const unsigned* histogram, 
   __syncthreads();
 }
 
-// The tokens listed before the boundary is known: kept ones and those with bits, all with keys.
-__device__ inline void make_early_list(State& shared, const KeptTokens& kept, const Share& share,
-                                       const float* scores, const unsigned* above_bits,
-                                       const unsigned* equal_bits, List& list) {
-  const int own = kept.of_part(share);
-  list.begin = list.sure = list.late = 0;
-  if (share.words <= kFewWords) {
-    const FewWords few(share, above_bits, equal_bits);
-    list.entries = own + few.above_total;
-    list_kept(kept, share, threadIdx.x % 32, 32, true, list);
-    emit_words<true>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before, 0, 0,
-                     list);
-    __syncwarp();
-    return;
-  }
+// Few words' tokens are few, and what takes time is their way from memory: asks for them to be brought to the
+// second-level cache.
+__device__ inline void prefetch_tokens(const Share& share, const float* scores, float2 bins, int bin,
+                                       const KeptTokens& kept, const char* key, const char* value) {
+  const auto fetch = [&](int position) {
+    const int64_t offset = static_cast<int64_t>(position) * kTokenBytes;
+    cuda::bulk_prefetch(key + offset, kTokenBytes);
+    cuda::bulk_prefetch(value + offset, kTokenBytes);
+  };
+  for (int i = threadIdx.x; i < share.words * kWord; i += kThreads)
+    if (bin_of(bins, scores[i]) >= static_cast<float>(bin)) fetch(share.base(i / kWord) + i % kWord);
+  const auto last = kThreads - 1 - static_cast<int>(threadIdx.x);
+  if (last < kept.of_part(share)) fetch(kept.position(share.rank + last * share.splits));
+}
+
+// The tokens listed before the boundary is known: those with bits, all with keys.
+__device__ inline void make_early_list(State& shared, const Share& share, const float* scores,
+                                       const unsigned* above_bits, const unsigned* equal_bits, List& list) {
   const ManyWords many(shared, share, above_bits, equal_bits);
-  list.entries = own + shared.sure_total;
-  list_kept(kept, share, threadIdx.x, kThreads, true, list);
-  emit_words<true>(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before, 0, 0,
-                   list);
+  list.sure = list.entries = shared.sure_total;
+  emit_words<true>(share, scores, above_bits, equal_bits, many.first, many.last, many.above_before, 0, list);
   __syncthreads();
 }
 
-// Keeps of an early list, from place `first` on, what is selected or a candidate, when that is known; `push`
-// as in mark_words, for all of the list.
+// Keeps of an early list what is selected, behind kept tokens, or a candidate, when that is known; `push` as in
+// mark_words.
 template <typename Push>
-__device__ __forceinline__ void filter_list(State& shared, const Bounds& bounds, float2 bins, int first,
-                                            List& list, Push&& push) {
+__device__ __forceinline__ void filter_list(State& shared, const KeptTokens& kept, const Share& share,
+                                            const Bounds& bounds, float2 bins, List& list, Push&& push) {
   constexpr int kEach = (kMaxEarly + kThreads - 1) / kThreads;
-  const auto classify = [&](int position, unsigned key) {
-    if (key == 0xffffffffu) return Class{true, false};
-    const float score = unordered(key);
-    const Class found = bounds.classify(bin_of(bins, score), score, position);
-    if (found.equal) push(key, position);
-    return found;
-  };
-  if (static_cast<int>(threadIdx.x) < first) classify(list.positions[threadIdx.x], list.keys[threadIdx.x]);
-  int positions[kEach];
+  int positions[kEach], above = 0, equal = 0;
   unsigned keys[kEach];
   Class found[kEach];
-  int above = 0, equal = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const int at = first + static_cast<int>(threadIdx.x) * kEach + i;
+    const int at = static_cast<int>(threadIdx.x) * kEach + i;
     found[i] = {false, false};
     if (at >= list.entries) continue;
     positions[i] = list.positions[at];
     keys[i] = list.keys[at];
-    found[i] = classify(positions[i], keys[i]);
+    const float score = unordered(keys[i]);
+    found[i] = bounds.classify(bin_of(bins, score), score, positions[i]);
+    if (found[i].equal) push(keys[i], positions[i]);
     above += found[i].above;
     equal += found[i].equal;
   }
-  const ManyWords many(shared, above, equal);
-  list.begin = first;
-  list.sure = first + shared.sure_total;
+  const ManyWords many(shared, above, equal);  // all threads have read their part of the list
+  const int own = kept.of_part(share);
+  list.sure = own + shared.sure_total;
   list.entries = list.sure + shared.equal_total;
-  int sure = first + many.above_before, tied = many.equal_before;
+  list_kept(kept, share, kThreads, list);
+  int sure = own + many.above_before, tied = many.equal_before;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     if (found[i].above) list.positions[sure++] = positions[i];
     if (!found[i].equal) continue;
     list.positions[list.sure + tied] = positions[i];
-    list.keys[first + tied++] = keys[i];
+    list.keys[tied++] = keys[i];
   }
   cuda::fence_async_proxy();
   __syncthreads();
-}
-
-// And the rest of few words' tokens, when it is: in tiles behind the early ones.
-__device__ inline void make_late_list(const Share& share, const float* scores, const unsigned* above_bits,
-                                      const unsigned* equal_bits, List& list) {
-  const FewWords few(share, above_bits, equal_bits);
-  list.begin = list.early_tiles() * kTile;
-  list.sure = list.begin + few.above_total;
-  list.late = few.above_total + few.equal_total;
-  emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, list.begin + few.above_before,
-                    list.sure + few.equal_before, list.begin + few.equal_before, list);
-  __syncwarp();
 }
 
 // By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of theirs.

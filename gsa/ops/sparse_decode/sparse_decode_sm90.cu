@@ -5,6 +5,9 @@
 #include "gsa/ops/sparse_decode/sparse_decode.h"
 #include "gsa/ops/sparse_decode/sparse_decode_kernel.cuh"
 
+#ifndef GSA_DIRECT
+#define GSA_DIRECT false
+#endif
 namespace gsa {
 namespace sparse_decode {
 namespace {
@@ -65,13 +68,6 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     plan.places.end = used;
     if (static_cast<size_t>(used) <= kSharedLimit) break;
   }
-#ifdef GSA_DIRECT
-  plan.places.direct = plan.places.words <= GSA_DIRECT;
-#endif
-#ifndef GSA_EARLY_SLOTS
-#define GSA_EARLY_SLOTS 1
-#endif
-  plan.places.early_slots = std::min(plan.places.scores / kTileBytes, GSA_EARLY_SLOTS);
   return plan;
 }
 
@@ -92,10 +88,6 @@ size_t place_workspace(const SparseDecodeParams& params, const Plan& plan, Works
   take(ws.span, rows * 2);
   take(ws.partial, ctas * kOutputs);
   take(ws.peaks, ctas * kPieces);
-#ifndef GSA_NO_BUCKETS
-  if (params.select.keys <= static_cast<int64_t>(kFewWords) * kWord * plan.layout.splits)
-    take(ws.buckets, rows * kBins * kBucket);
-#endif
   ws.zeroed_bytes = used;
   if (plan.places.words > plan.places.words_in_shared) take(ws.scores, ctas * plan.places.words * kWord);
 #ifdef GSA_CLOCKS
@@ -139,7 +131,7 @@ cudaError_t launch_sparse_decode(const SparseDecodeParams& params, cudaStream_t 
   const Plan plan = make_plan(params, multiprocessors);
   sparse_decode::Workspace ws{};
   place_workspace(params, plan, ws);
-  const auto kernel = sparse_decode::sparse_decode_kernel<decode::Float8Keys>;
+  const auto kernel = sparse_decode::sparse_decode_kernel<decode::Float8Keys, GSA_DIRECT>;
   if (cudaError_t error =
           cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, plan.places.end))

@@ -3,7 +3,7 @@
 #pragma once
 
 #ifndef GSA_EARLY_SIGMA
-#define GSA_EARLY_SIGMA 4
+#define GSA_EARLY_SIGMA 2
 #endif
 
 #include "gsa/ops/indexer/index_select_decode_state.cuh"
@@ -24,20 +24,17 @@ constexpr int kQueryStride = kDim * 2 + 16;          // bytes of a head's query 
 constexpr int kOutStride = kDim + 8;              // numbers from one head's outputs to the next
 constexpr int kPiece = 16;                        // outputs that a part finishes together, of one head
 constexpr int kPieces = kOutputs / kPiece;
-constexpr int kMaxList = 2048 + kCandidates + 160;  // tokens that a part may have to attend to
-constexpr int kMaxEarly = 704;                      // tokens of many words listed before the bin is known
+constexpr int kMaxList = 2048 + kCandidates;        // tokens that a part may have to attend to
+constexpr int kMaxEarly = 704;                      // that are listed before the boundary bin is known
 constexpr int kMaxParts = 144;                      // of a row
-constexpr int kBucket = 64;                         // keys of a bin that are told early
 constexpr int kLaterRounds = 6;                     // that divide a bin of very many: 11 bits of 64 each
 constexpr int kStamps = 16;
 
 // Places in dynamic shared memory, in bytes. Tiles of keys and values lie where rings and scores were.
 struct Places {
   int scores, histogram, bits, list, keys, query, terms, moments, attention_query, end;
-  int words;             // of 32 keys a part may have
-  int words_in_shared;   // whose scores fit; else all of the part's are in the workspace
-  bool direct;           // keys and values come through the load and store units
-  int early_slots;       // whose tiles do not lie where scores are
+  int words;            // of 32 keys a part may have
+  int words_in_shared;  // whose scores fit; else all of the part's are in the workspace
 };
 
 struct Workspace : decode::Workspace {
@@ -45,7 +42,6 @@ struct Workspace : decode::Workspace {
   float2* peaks;   // [ctas, kPieces]: of a row [piece, part] largest logit, sum of weights
   unsigned* later_histogram;    // [rows, kLaterRounds, kBins]
   unsigned long long* span;     // [rows, 2] ~smallest and largest candidate, where there are very many
-  unsigned long long* buckets;  // [rows, kBins, kBucket] each bin's first keys, or null
   long long* clocks;  // [ctas, kStamps] or null
 };
 
@@ -57,28 +53,19 @@ struct State : decode::Shared {
   unsigned missing_here;
   int rounds;  // later ones there were
   int sure_total, equal_total;
-  unsigned told_at[kBucket];  // places in their bins of the early tokens told of
-  int early_bin;  // keys in it and above were asked for early
+  int early_bin;  // keys in it and above were listed, or asked for, early
   float peak[kWarps][kGroupHeads], sum[kWarps][kGroupHeads];
 };
 
-// This part's tokens to attend to. Those of places begin .. sure - 1 are selected for sure; the others have keys
-// (ordered scores), which tell. Where few words' first tokens were early and not all, the rest follows in tiles
-// of its own.
+// This part's tokens to attend to: `sure` ones first, then candidates.
 struct List {
   int* positions;
-  unsigned* keys;
-  int begin, sure, entries, late;
+  unsigned* keys;  // ordered scores of the candidates
+  int sure, entries;
+  int each;  // tokens of a tile
 
-  __device__ __forceinline__ bool is_sure(int at) const { return at >= begin && at < sure; }
-  __device__ __forceinline__ unsigned& key(int at) const { return keys[at < sure ? at : at - (sure - begin)]; }
-  __device__ __forceinline__ int early_tiles() const { return (entries + kTile - 1) / kTile; }
-  __device__ __forceinline__ int tiles() const { return early_tiles() + (late + kTile - 1) / kTile; }
-  // Tokens of a tile, 0 beyond the last.
-  __device__ __forceinline__ int count(int tile) const {
-    const int left = tile * kTile < entries ? entries - tile * kTile : late - (tile - early_tiles()) * kTile;
-    return min(max(left, 0), kTile);
-  }
+  __device__ __forceinline__ int tiles() const { return (entries + each - 1) / each; }
+  __device__ __forceinline__ int count(int tile) const { return min(max(entries - tile * each, 0), each); }
 };
 
 #ifdef GSA_CLOCKS

@@ -1,12 +1,10 @@
 // The fused decode kernel's attention to a part's own tokens. Slots of four warps, one a group, take tiles of
-// 16 tokens, whose keys and values of all groups the copy engine brings to shared memory, a token's 1 KB at
-// once.
+// up to 16 tokens, whose keys and values each warp copies to shared memory for its own group.
 #pragma once
 
 #include "gsa/cuda/cp_async.h"
 #include "gsa/cuda/launch.h"
 #include "gsa/cuda/reduction.h"
-#include "gsa/cuda/wgmma.h"
 #include "gsa/ops/sparse_decode/sparse_decode_list.cuh"
 
 namespace gsa::sparse_decode {
@@ -21,24 +19,7 @@ struct Tokens {
   const char *key, *value;
 };
 
-// By a slot's first warp: asks for a tile's keys and values.
-__device__ __forceinline__ void request_tile(State& shared, char* tiles, const Tokens& tokens,
-                                             const List& list, int tile) {
-  const int lane = threadIdx.x & 31, slot = static_cast<int>(threadIdx.x) / 32 / kGroups, at = lane % kTile;
-  const int count = list.count(tile);
-  if (count == 0) return;
-  if (lane == 0) cuda::mbarrier_arrive_expect(shared.arrived + slot, count * 2 * kTokenBytes);
-  __syncwarp();
-  if (at >= count) return;
-  const int64_t position = list.positions[tile * list.each + at];
-  cuda::bulk_load(tiles + slot * kTileBytes + lane * kRowBytes,
-                  (lane < kTile ? tokens.key : tokens.value) + position * kTokenBytes, kTokenBytes,
-                  shared.arrived + slot);
-}
-
-// By all of a slot's warps, each for its own group: the same, through the load and store units. The copy
-// engine takes a hundred cycles and more for a token that lies on a page of its own, one after the other: too
-// long where a part has few.
+// Asks for a tile's keys and values of the warp's group. (The copy engine, with 1 KB a copy, is no faster.)
 __device__ __forceinline__ void copy_tile(char* tiles, const Tokens& tokens, const List& list, int tile) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups;
   const int count = list.count(tile), offset = warp % kGroups * kDim * 2 + lane % 16 * 16;
@@ -142,21 +123,15 @@ __device__ inline void copy_query(char* to, const void* query, int row) {
 // A warp's share of the part's tokens; the first tile of each slot is on its way. Leaves what it found in its
 // slot's tile.
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
-                              const char* query, bool direct, float scale) {
+                              const char* query, float scale) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
   const char* own_query = query + (group * kGroupHeads + lane / 4) * kQueryStride + lane % 4 * 4;
   char* keys = tiles + slot * kTileBytes + group * kDim * 2;
   Softmax softmax;
-  uint32_t parity = 0;
   for (int tile = slot; tile < list.tiles(); tile += kSlots) {
     const int at = tile * list.each + lane % kTile, count = list.count(tile);
-    if (direct) {
-      cuda::cp_async_wait<0>();
-      __syncwarp();
-    } else {
-      cuda::mbarrier_wait(shared.arrived + slot, parity);
-      parity ^= 1;
-    }
+    cuda::cp_async_wait<0>();
+    __syncwarp();
     float logits[4];
     unsigned weights[2];
     multiply_keys(logits, keys, own_query);
@@ -168,15 +143,10 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
     }
     weigh(softmax, logits, seen, scale, weights);
     add_values(softmax, keys + kTile * kRowBytes, count, weights);
-    if (direct) {
-      __syncwarp();
-      if (tile + kSlots < list.tiles()) copy_tile(tiles, tokens, list, tile + kSlots);
-    } else {
-      cuda::named_barrier<kGroups * 32>(1 + slot);
-      if (group == 0) request_tile(shared, tiles, tokens, list, tile + kSlots);
-    }
+    __syncwarp();
+    copy_tile(tiles, tokens, list, tile + kSlots);
   }
-  if (direct) cuda::named_barrier<kGroups * 32>(1 + slot);  // results take the place of all groups' tokens
+  cuda::named_barrier<kGroups * 32>(1 + slot);  // results take the place of all groups' tokens
   const int quad = lane % 4;
   float* out = reinterpret_cast<float*>(tiles + slot * kTileBytes) + group * kGroupHeads * kOutStride;
 #pragma unroll

@@ -71,7 +71,7 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
       reinterpret_cast<unsigned long long*>(ws.peaks + first_cta * kPieces + pieces.first * splits);
   float* found = reinterpret_cast<float*>(memory);                                // [piece, part, kItemStride]
   float2* peaks = reinterpret_cast<float2*>(memory + (items / 4 * kItemStride + 3) / 4 * 16);  // [piece, part]
-  // Polls for the few words of the peaks first: what all parts poll for is in the way of what they tell.
+  // Many parts poll for the few words of the peaks first: what all poll for is in the way of what they tell.
   for (int i = thread; i < totals; i += kThreads) {
     unsigned long long peak;
     for (;;) {
@@ -83,9 +83,7 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
     peaks[i] = make_float2(__uint_as_float(static_cast<unsigned>(peak)),
                            __uint_as_float(static_cast<unsigned>(peak >> 32)));
   }
-#ifndef GSA_NO_PEAKS_FIRST
-  __syncthreads();
-#endif
+  if (splits > kManyParts) __syncthreads();
   uint4 item[kItems];
   const auto load = [&](int i) { item[i] = cuda::load_relaxed(from + i * kThreads + thread); };
 #pragma unroll
@@ -113,9 +111,11 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
   for (int base = 0; base < outputs * lanes; base += kThreads) {
     const int output = min((base + thread) / lanes, outputs - 1), part = (base + thread) % lanes, piece = output / kPiece;
     float peak = -INFINITY, sum = 0, total = 0;
+#pragma unroll 5
     for (int s = part; s < splits; s += lanes) peak = fmaxf(peak, peaks[piece * splits + s].x);
     for (int offset = 1; offset < lanes; offset *= 2)
       peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, offset));
+#pragma unroll 5
     for (int s = part; s < splits; s += lanes) {
       const float2 of_part = peaks[piece * splits + s];
       const float factor = weight_of(of_part.x, peak);

@@ -46,7 +46,7 @@ __device__ inline void prefetch_workspace(const Workspace& ws, const Share& shar
   if (thread == 0) cuda::prefetch_line(ws.barrier + row * 2);
 }
 
-template <class Key, bool kDirect>
+template <class Key>
 __global__ void __launch_bounds__(kThreads, 1)
     sparse_decode_kernel(const __grid_constant__ SparseDecodeParams params, const __grid_constant__ Workspace ws,
                          const __grid_constant__ Layout layout, const __grid_constant__ Places places) {
@@ -73,11 +73,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   queries.fetch(p, part.row);
   WordRing ring(shared, dynamic, layout,
                 static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes, share);
-  const bool spilled = share.words > max(places.words_in_shared, kFewWords);
-  const bool few = share.words <= kFewWords;  // whose scores lie behind all tiles
+  const bool spilled = share.words > places.words_in_shared;
   float* scores = spilled ? ws.scores + static_cast<size_t>(blockIdx.x) * places.words * kWord
-                          : reinterpret_cast<float*>(
-                                dynamic + (few ? max(places.scores, kSlots * kTileBytes) : places.scores));
+                          : reinterpret_cast<float*>(dynamic + places.scores);
   unsigned* histogram = reinterpret_cast<unsigned*>(dynamic + places.histogram);
   unsigned* above_bits = reinterpret_cast<unsigned*>(dynamic + places.bits);
   unsigned* equal_bits = above_bits + places.words;
@@ -88,20 +86,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, kTile};
 
   copy_query(attention_query, params.query, part.row);
-#ifndef GSA_NO_PREFETCH
-  prefetch_workspace(ws, share, part.row);
-#endif
+  if (share.splits > kManyParts) prefetch_workspace(ws, share, part.row);
   for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
   const KeptTokens kept(p, part.length);
   if (thread == 0) {
     shared.part = part;
     shared.moments = reinterpret_cast<double*>(dynamic + places.moments);
-    shared.missing_here = shared.early_bin = shared.rounds = 0;
+    shared.missing_here = shared.rounds = 0;
     Search& search = shared.search[0];
     search.count = min(find_budget(p, 0.0f), part.length);
     search.wanted = search.count - kept.count;
     search.mode = search.wanted > 0 ? Mode::kBin : Mode::kNone;
-    for (int i = 0; i < kSlots; ++i) cuda::mbarrier_init(shared.arrived + i, 1);
     cuda::mbarrier_init(&shared.ranked, 1);
     cuda::mbarrier_init_fence();
   }
@@ -138,27 +133,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       static_cast<const char*>(params.key) + static_cast<int64_t>(part.row) * params.key_batch_stride * 2,
       static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
   Search& search = shared.search[0];
-  const float2 bins = shared.bins[0];
-  const bool direct = few || kDirect;  // how keys and values come
-  const int early = early_tokens(search.count, share);
-  GSA_STAMP(12);
-  if (early) {
-    find_early_bin(shared, histogram, max(early - kept.of_part(share), 0));
-    const int bin = shared.early_bin;
-    if (few) {
-      prefetch_tokens(share, scores, bins, bin, kept, tokens.key, tokens.value);
-    } else {
-      mark_words(share, scores, bins,
-                 Bounds(bin == 0       ? -INFINITY
-                        : bin == kBins ? NAN
-                                       : static_cast<float>(bin),
-                        NAN),
-                 above_bits, equal_bits, [](unsigned, int) {});
-      __syncthreads();
-      make_early_list(shared, share, scores, above_bits, equal_bits, list);
-    }
-  }
-  GSA_STAMP(13);
 #pragma unroll
   for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
   if (thread == 0)
@@ -180,25 +154,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (listed)
       cuda::store_relaxed(candidates + atomicAdd(histogram + search.bin, 1u), composite(key, position));
   };
-  const bool whole = shared.early_bin == 0 || static_cast<float>(shared.early_bin) <= bounds.lower ||
-                     search.mode == Mode::kNone;  // an early list has all that are selected
-  if (early && !few && whole) {
-    filter_list(shared, kept, share, bounds, bins, list, push);
-  } else {
-    mark_words(share, scores, bins, bounds, above_bits, equal_bits, push);
-    __syncthreads();
-    GSA_STAMP(14);
-    make_list(shared, kept, share, scores, above_bits, equal_bits, list);
-  }
+  mark_words(share, scores, shared.bins[0], bounds, above_bits, equal_bits, push);
+  __syncthreads();
+  GSA_STAMP(14);
+  make_list(shared, kept, share, scores, above_bits, equal_bits, list);
   GSA_STAMP(15);
-  list.each = direct && list.entries <= kSlots * kTile ? max((list.entries + kSlots - 1) / kSlots, 1) : kTile;
-  if (direct)
-    copy_tile(dynamic, tokens, list, warp / kGroups);
-  else if (warp % kGroups == 0)
-    request_tile(shared, dynamic, tokens, list, warp / kGroups);
+  if (list.entries <= kSlots * kTile) list.each = max((list.entries + kSlots - 1) / kSlots, 1);
+  copy_tile(dynamic, tokens, list, warp / kGroups);
   GSA_STAMP(7);
   if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
-  attend(shared, dynamic, tokens, list, attention_query, direct, params.scale * 1.44269504f);
+  attend(shared, dynamic, tokens, list, attention_query, params.scale * 1.44269504f);
   GSA_STAMP(8);
   __syncthreads();
   GSA_STAMP(9);

@@ -7,7 +7,7 @@
 
 namespace gsa::sparse_decode {
 
-constexpr int kFewWords = 64;  // a warp's lanes hold the bits of two words each
+constexpr int kFewWords = 64;  // that one warp lists
 
 // Tokens kept whatever their scores, dealt one by one to the row's parts; where all are, `length` of them.
 struct KeptTokens {
@@ -24,27 +24,12 @@ struct KeptTokens {
   __device__ int position(int i) const { return i < first ? i : recent_begin + i; }
 };
 
-// How many tokens a part lists before it knows the boundary bin: most likely all that will be selected, and
-// few that will not. 0: none, they would be too many.
-__device__ __forceinline__ int early_tokens(int selected, const Share& share) {
-  const float expected = static_cast<float>(selected) / static_cast<float>(share.splits);
-  const int likely = static_cast<int>(expected + (share.words <= kFewWords ? GSA_EARLY_SIGMA : 4) * sqrtf(expected)) + 1;
-#ifdef GSA_NO_EARLY
-  return 0;
-#endif
-#ifdef GSA_NO_FEW_EARLY
-  if (share.words <= kFewWords) return 0;
-#endif
-  return likely <= kMaxEarly ? likely : 0;
-}
-
 // Bins lower <= x < upper are the boundary; and of these what lies in [low, high], as composites, where it had
 // very many keys.
 struct Bounds {
   float upper, lower;
   unsigned long long low = 0, high = ~0ull;
 
-  __device__ Bounds(float upper, float lower) : upper(upper), lower(lower) {}
   __device__ explicit Bounds(const Search& search) {
     const Mode mode = search.mode;
     const auto bin = static_cast<int>(search.bin);
@@ -108,14 +93,15 @@ __device__ __forceinline__ void mark_words(const Share& share, const float* scor
   }
 }
 
-// Where in a list the tokens of few words go: counts of the bits in the lane's two words and before them.
+// Where in a list the tokens of few words go: counts of the bits in the lane's words and before them.
 struct FewWords {
   int first, last, above, equal, above_before, equal_before, above_total, equal_total;
 
   __device__ FewWords(const Share& share, const unsigned* above_bits, const unsigned* equal_bits) {
     const int lane = threadIdx.x & 31;
-    first = min(lane * 2, share.words);
-    last = min(first + 2, share.words);
+    const int each = (share.words + 31) / 32;
+    first = min(lane * each, share.words);
+    last = min(first + each, share.words);
     above = equal = 0;
     for (int word = first; word < last; ++word) {
       above += __popc(above_bits[word]);
@@ -136,19 +122,15 @@ struct FewWords {
 };
 
 // Writes the tokens of words first .. last - 1: those above from place `sure` on, the others behind `tied`
-// candidates. With kAllKeys those above have keys, too, at their places.
-template <bool kAllKeys>
+// candidates.
 __device__ __forceinline__ void emit_words(const Share& share, const float* scores,
                                            const unsigned* above_bits, const unsigned* equal_bits, int first,
                                            int last, int sure, int tied, const List& list) {
 #pragma unroll 1
   for (int word = first; word < last; ++word) {
     const int base = share.base(word);
-    for (unsigned bits = above_bits[word]; bits; bits &= bits - 1, ++sure) {
-      const int at = __ffs(bits) - 1;
-      list.positions[sure] = base + at;
-      if constexpr (kAllKeys) list.keys[sure] = ordered(scores[word * kWord + at]);
-    }
+    for (unsigned bits = above_bits[word]; bits; bits &= bits - 1)
+      list.positions[sure++] = base + __ffs(bits) - 1;
     for (unsigned bits = equal_bits[word]; bits; bits &= bits - 1, ++tied) {
       const int at = __ffs(bits) - 1;
       list.positions[list.sure + tied] = base + at;
@@ -173,12 +155,6 @@ struct ManyWords {
       above += __popc(above_bits[word]);
       equal += __popc(equal_bits[word]);
     }
-    add_up(shared);
-  }
-  __device__ ManyWords(State& shared, int above, int equal) : above(above), equal(equal) { add_up(shared); }
-
- private:
-  __device__ void add_up(State& shared) {
     const int2 sum = exclusive_sum(shared, above, equal, false);
     above_before = sum.x;
     equal_before = sum.y;
@@ -206,7 +182,7 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
       const FewWords few(share, above_bits, equal_bits);
       list.sure = own + few.above_total;
       list_kept(kept, share, 32, list);
-      emit_words<false>(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
+      emit_words(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
                         few.equal_before, list);
       if (threadIdx.x == 0) {
         shared.sure_total = few.above_total;
@@ -217,102 +193,12 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
     const ManyWords many(shared, share, above_bits, equal_bits);
     list.sure = own + shared.sure_total;
     list_kept(kept, share, kThreads, list);
-    emit_words<false>(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before,
+    emit_words(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before,
                       many.equal_before, list);
-    cuda::fence_async_proxy();  // copies of keys and values may take the scores' place
   }
   __syncthreads();
   list.sure = own + shared.sure_total;
   list.entries = list.sure + shared.equal_total;
-}
-
-// Finds the lowest bin so that the part has no more than `wanted` keys in it and above, by its own histogram.
-__device__ inline void find_early_bin(State& shared, const unsigned* histogram, int wanted) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-  const uint4 four = *reinterpret_cast<const uint4*>(histogram + first_bin());
-  const unsigned mine = four.x + four.y + four.z + four.w;
-  unsigned sum = mine;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const unsigned other = __shfl_up_sync(0xffffffffu, sum, offset);
-    if (lane >= offset) sum += other;
-  }
-  if (lane == 31) shared.warp_total[warp] = sum;
-  __syncthreads();
-  auto above = sum - mine + __reduce_add_sync(0xffffffffu, lane < warp ? shared.warp_total[lane] : 0);
-  const auto limit = static_cast<unsigned>(wanted);
-  if (above <= limit && above + mine > limit) {
-    int taken = 0;  // of this thread's bins, from the highest on
-    for (const unsigned count : {four.w, four.z, four.y, four.x}) {
-      above += count;
-      taken += above <= limit;
-    }
-    shared.early_bin = first_bin() + kBinsEach - taken;
-  }
-  __syncthreads();
-}
-
-// Few words' tokens are few, and what takes time is their way from memory: asks for them to be brought to the
-// second-level cache.
-__device__ inline void prefetch_tokens(const Share& share, const float* scores, float2 bins, int bin,
-                                       const KeptTokens& kept, const char* key, const char* value) {
-  const auto fetch = [&](int position) {
-    const int64_t offset = static_cast<int64_t>(position) * kTokenBytes;
-    cuda::bulk_prefetch(key + offset, kTokenBytes);
-    cuda::bulk_prefetch(value + offset, kTokenBytes);
-  };
-  for (int i = threadIdx.x; i < share.words * kWord; i += kThreads)
-    if (bin_of(bins, scores[i]) >= static_cast<float>(bin)) fetch(share.base(i / kWord) + i % kWord);
-  const auto last = kThreads - 1 - static_cast<int>(threadIdx.x);
-  if (last < kept.of_part(share)) fetch(kept.position(share.rank + last * share.splits));
-}
-
-// The tokens listed before the boundary is known: those with bits, all with keys.
-__device__ inline void make_early_list(State& shared, const Share& share, const float* scores,
-                                       const unsigned* above_bits, const unsigned* equal_bits, List& list) {
-  const ManyWords many(shared, share, above_bits, equal_bits);
-  list.sure = list.entries = shared.sure_total;
-  emit_words<true>(share, scores, above_bits, equal_bits, many.first, many.last, many.above_before, 0, list);
-  __syncthreads();
-}
-
-// Keeps of an early list what is selected, behind kept tokens, or a candidate, when that is known; `push` as in
-// mark_words.
-template <typename Push>
-__device__ __forceinline__ void filter_list(State& shared, const KeptTokens& kept, const Share& share,
-                                            const Bounds& bounds, float2 bins, List& list, Push&& push) {
-  constexpr int kEach = (kMaxEarly + kThreads - 1) / kThreads;
-  int positions[kEach], above = 0, equal = 0;
-  unsigned keys[kEach];
-  Class found[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int at = static_cast<int>(threadIdx.x) * kEach + i;
-    found[i] = {false, false};
-    if (at >= list.entries) continue;
-    positions[i] = list.positions[at];
-    keys[i] = list.keys[at];
-    const float score = unordered(keys[i]);
-    found[i] = bounds.classify(bin_of(bins, score), score, positions[i]);
-    if (found[i].equal) push(keys[i], positions[i]);
-    above += found[i].above;
-    equal += found[i].equal;
-  }
-  const ManyWords many(shared, above, equal);  // all threads have read their part of the list
-  const int own = kept.of_part(share);
-  list.sure = own + shared.sure_total;
-  list.entries = list.sure + shared.equal_total;
-  list_kept(kept, share, kThreads, list);
-  int sure = own + many.above_before, tied = many.equal_before;
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    if (found[i].above) list.positions[sure++] = positions[i];
-    if (!found[i].equal) continue;
-    list.positions[list.sure + tied] = positions[i];
-    list.keys[tied++] = keys[i];
-  }
-  cuda::fence_async_proxy();
-  __syncthreads();
 }
 
 // By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of theirs.

@@ -5,9 +5,6 @@
 #include "gsa/ops/sparse_decode/sparse_decode.h"
 #include "gsa/ops/sparse_decode/sparse_decode_kernel.cuh"
 
-#ifndef GSA_DIRECT
-#define GSA_DIRECT false
-#endif
 namespace gsa {
 namespace sparse_decode {
 namespace {
@@ -32,11 +29,9 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
   plan.places.words = static_cast<int>(longest / kWord);
   // Parts with more scores than this have them in the workspace.
   int64_t in_shared = part_keys(p.keys, plan.layout.splits);
-  // Early tiles come while scores are needed, so these lie behind them if they can.
   constexpr struct {
     int warps, bytes;
-    bool apart;
-  } kRings[] = {{kWarps, 2 * kRingBytes, true}, {kWarps, kRingBytes, true}, {kWarps, kRingBytes, false}, {12, kRingBytes, false}};
+  } kRings[] = {{kWarps, 2 * kRingBytes}, {kWarps, kRingBytes}, {12, kRingBytes}};
   constexpr int kLast = static_cast<int>(std::size(kRings)) - 1;
   for (int i = 0; i <= kLast + 1; ++i) {
     const auto& ring = kRings[std::min(i, kLast)];
@@ -53,14 +48,13 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     };
     int rings;
     take(rings, static_cast<size_t>(ring.warps) * ring.bytes);
-    if (ring.apart) used = std::max(used, kSlots * kTileBytes);
     take(plan.places.scores, in_shared * sizeof(float));
     plan.places.words_in_shared = static_cast<int>(in_shared / kWord);
-    used = std::max(used, kSlots * kTileBytes + kFewWords * kWord * static_cast<int>(sizeof(float)));
+    used = std::max(used, kSlots * kTileBytes);
     take(plan.places.histogram, kBins * sizeof(unsigned));
     take(plan.places.bits, 2 * plan.places.words * sizeof(unsigned));
     take(plan.places.list, kMaxList * sizeof(int));
-    take(plan.places.keys, kMaxEarly * sizeof(unsigned));
+    take(plan.places.keys, kCandidates * sizeof(unsigned));
     take(plan.places.query, 64 / 32 * 512);
     take(plan.places.terms, 4 * sizeof(float4) + 4 * sizeof(float2));
     take(plan.places.moments, kWarps * moment_sets(1) * 12 * sizeof(double));
@@ -131,7 +125,7 @@ cudaError_t launch_sparse_decode(const SparseDecodeParams& params, cudaStream_t 
   const Plan plan = make_plan(params, multiprocessors);
   sparse_decode::Workspace ws{};
   place_workspace(params, plan, ws);
-  const auto kernel = sparse_decode::sparse_decode_kernel<decode::Float8Keys, GSA_DIRECT>;
+  const auto kernel = sparse_decode::sparse_decode_kernel<decode::Float8Keys>;
   if (cudaError_t error =
           cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, plan.places.end))

@@ -2,10 +2,6 @@
 // other parts of the row.
 #pragma once
 
-#ifndef GSA_EARLY_SIGMA
-#define GSA_EARLY_SIGMA 2
-#endif
-
 #include "gsa/ops/indexer/index_select_decode_state.cuh"
 #include "gsa/ops/sparse_decode/sparse_decode_params.h"
 
@@ -25,9 +21,9 @@ constexpr int kOutStride = kDim + 8;              // numbers from one head's out
 constexpr int kPiece = 16;                        // outputs that a part finishes together, of one head
 constexpr int kPieces = kOutputs / kPiece;
 constexpr int kMaxList = 2048 + kCandidates;        // tokens that a part may have to attend to
-constexpr int kMaxEarly = 704;                      // that are listed before the boundary bin is known
 constexpr int kMaxParts = 144;                      // of a row
 constexpr int kLaterRounds = 6;                     // that divide a bin of very many: 11 bits of 64 each
+constexpr int kManyParts = 32;                      // of a row: what they tell each other takes long
 constexpr int kStamps = 16;
 
 // Places in dynamic shared memory, in bytes. Tiles of keys and values lie where rings and scores were.
@@ -46,14 +42,12 @@ struct Workspace : decode::Workspace {
 };
 
 struct State : decode::Shared {
-  uint64_t arrived[kSlots];  // barriers of the tiles
-  uint64_t ranked;           // and of the threshold
+  uint64_t ranked;  // barrier of the threshold
   unsigned long long threshold;
   unsigned long long span[2];
   unsigned missing_here;
   int rounds;  // later ones there were
   int sure_total, equal_total;
-  int early_bin;  // keys in it and above were listed, or asked for, early
   float peak[kWarps][kGroupHeads], sum[kWarps][kGroupHeads];
 };
 

@@ -60,20 +60,7 @@ __device__ __forceinline__ void prefetch_line(const void* at) {
 }
 
 // Between two looks at the same place.
-#ifdef GSA_BOUNDED_POLLS
-__device__ unsigned long long polls_end;  // nanoseconds; a kernel's first thread sets it
-__device__ __forceinline__ unsigned long long global_time() {
-  unsigned long long now;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-  return now;
-}
-__device__ __forceinline__ void poll_again() {
-  const unsigned long long end = *reinterpret_cast<volatile unsigned long long*>(&polls_end);
-  if (end != 0 && global_time() > end) __trap();
-}
-#else
 __device__ __forceinline__ void poll_again() {}
-#endif
 
 // All that the stream's kernel before this one wrote is visible, if this one was launched to overlap it.
 __device__ __forceinline__ void wait_previous_kernel() {

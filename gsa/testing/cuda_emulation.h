@@ -157,12 +157,6 @@ T atomicOr(T* at, V value) {
   return old;
 }
 template <class T, class V>
-T atomicAnd(T* at, V value) {
-  const T old = *at;
-  *at = old & value;
-  return old;
-}
-template <class T, class V>
 T atomicMax(T* at, V value) {
   const T old = *at;
   *at = max(old, static_cast<T>(value));

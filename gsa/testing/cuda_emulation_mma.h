@@ -82,10 +82,9 @@ inline unsigned transpose8x8(unsigned x) {
 inline void load_matrices(unsigned (&x)[4], const void* row) {
   const uint64_t* all = emulation::warp_gather(emulation::to_word(row), 'l');
   for (int i = 0; i < 4; ++i)
-    std::memcpy(&x[i],
-                emulation::from_word<const char*>(all[i * 8 + emulation::lane() / 4]) +
-                    emulation::lane() % 4 * 4,
-                4);
+    std::memcpy(
+        &x[i],
+        emulation::from_word<const char*>(all[i * 8 + emulation::lane() / 4]) + emulation::lane() % 4 * 4, 4);
 }
 inline void load_matrices_transposed(unsigned (&x)[4], const void* row) {
   load_matrices(x, row);

@@ -190,8 +190,6 @@ inline void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t
   emulation::load_bytes(shared, global, bytes, full);
 }
 
-inline void bulk_prefetch(const void*, uint32_t) {}
-
 // ---- gsa/cuda/wgmma.h
 
 inline void wgmma_fence() {}

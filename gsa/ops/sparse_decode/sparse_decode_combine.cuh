@@ -7,7 +7,8 @@
 
 namespace gsa::sparse_decode {
 
-constexpr int kItems = (kPieces + kMaxParts) * (kPiece / 4) / kThreads + 1;  // of 16 bytes, a thread's at most
+constexpr int kItems =
+    (kPieces + kMaxParts) * (kPiece / 4) / kThreads + 1;  // of 16 bytes, a thread's at most
 constexpr int kItemStride = kPiece + 1;
 
 __device__ __forceinline__ unsigned told(float x) {  // never zero
@@ -29,7 +30,8 @@ struct Pieces {
 __device__ inline void tell_partial(const Workspace& ws, const State& shared, const char* tiles,
                                     const Share& share, const List& list) {
   static_assert(kOutputs == kThreads * 4);
-  const int thread = threadIdx.x, head = thread * 4 / kDim, group = head / kGroupHeads, own = head % kGroupHeads;
+  const int thread = threadIdx.x, head = thread * 4 / kDim, group = head / kGroupHeads,
+            own = head % kGroupHeads;
   float peak = -INFINITY, sum = 0;
   float4 out{0, 0, 0, 0};
 #pragma unroll
@@ -56,7 +58,8 @@ __device__ inline void tell_partial(const Workspace& ws, const State& shared, co
                         static_cast<unsigned long long>(told(sum)) << 32 | told(peak));
 }
 
-// Finishes this part's pieces. When it has them all, every part has told, so nobody reads what `clean` zeroes.
+// Finishes this part's pieces. When it has them all, every part has told, so nobody reads what `clean`
+// zeroes.
 template <typename Clean>
 __device__ inline void finish(const Workspace& ws, const Share& share, char* memory, void* out, float* lse,
                               int row, Clean&& clean) {
@@ -65,12 +68,12 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
   const int thread = threadIdx.x, splits = share.splits;
   const size_t first_cta = blockIdx.x - share.rank;
   const int totals = pieces.count * splits, items = totals * (kPiece / 4);
-  uint4* from =
-      reinterpret_cast<uint4*>(ws.partial + first_cta * kOutputs + pieces.first * splits * kPiece);
+  uint4* from = reinterpret_cast<uint4*>(ws.partial + first_cta * kOutputs + pieces.first * splits * kPiece);
   auto* peaks_from =
       reinterpret_cast<unsigned long long*>(ws.peaks + first_cta * kPieces + pieces.first * splits);
-  float* found = reinterpret_cast<float*>(memory);                                // [piece, part, kItemStride]
-  float2* peaks = reinterpret_cast<float2*>(memory + (items / 4 * kItemStride + 3) / 4 * 16);  // [piece, part]
+  float* found = reinterpret_cast<float*>(memory);  // [piece, part, kItemStride]
+  float2* peaks =
+      reinterpret_cast<float2*>(memory + (items / 4 * kItemStride + 3) / 4 * 16);  // [piece, part]
   // Many parts poll for the few words of the peaks first: what all poll for is in the way of what they tell.
   for (int i = thread; i < totals; i += kThreads) {
     unsigned long long peak;
@@ -109,7 +112,8 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
   int lanes = 1;  // that share an output's parts
   while (lanes < 32 && outputs * lanes * 2 <= kThreads) lanes *= 2;
   for (int base = 0; base < outputs * lanes; base += kThreads) {
-    const int output = min((base + thread) / lanes, outputs - 1), part = (base + thread) % lanes, piece = output / kPiece;
+    const int output = min((base + thread) / lanes, outputs - 1), part = (base + thread) % lanes,
+              piece = output / kPiece;
     float peak = -INFINITY, sum = 0, total = 0;
 #pragma unroll 5
     for (int s = part; s < splits; s += lanes) peak = fmaxf(peak, peaks[piece * splits + s].x);
@@ -132,7 +136,8 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
     static_cast<__nv_bfloat16*>(out)[static_cast<int64_t>(row) * kOutputs + place] =
         __float2bfloat16_rn(any ? total / sum : 0.0f);
     if (place % kDim == 0)
-      lse[static_cast<int64_t>(row) * kHeads + place / kDim] = any ? (peak + log2f(sum)) * 0.693147181f : -INFINITY;
+      lse[static_cast<int64_t>(row) * kHeads + place / kDim] =
+          any ? (peak + log2f(sum)) * 0.693147181f : -INFINITY;
   }
   clean(pieces);
 }

@@ -9,8 +9,7 @@ namespace gsa::sparse_decode {
 
 // Zeroes what the search used, when all parts have told what they found; by the parts that finish pieces.
 __device__ inline void clean_search(const Workspace& ws, const State& shared, const Part& part,
-                                    const Pieces& pieces,
-                                    unsigned long long* candidates) {
+                                    const Pieces& pieces, unsigned long long* candidates) {
   const int each = (kPieces + part.splits - 1) / part.splits, finishers = (kPieces + each - 1) / each;
   const int thread = threadIdx.x;
   const Search& search = shared.search[0];
@@ -19,8 +18,7 @@ __device__ inline void clean_search(const Workspace& ws, const State& shared, co
   for (int i = part.rank * kThreads + thread; i < shared.rounds * kBins; i += finishers * kThreads)
     ws.later_histogram[static_cast<size_t>(part.row) * kLaterRounds * kBins + i] = 0;
   if (part.rank != 0) return;
-  if (search.mode == Mode::kList && thread < static_cast<int>(search.candidates))
-    candidates[thread] = 0;
+  if (search.mode == Mode::kList && thread < static_cast<int>(search.candidates)) candidates[thread] = 0;
   if (thread == 0) ws.barrier[part.row * 2] = ws.missing[part.row] = 0;
   if (thread < 2) ws.span[part.row * 2 + thread] = 0;
 }
@@ -38,9 +36,11 @@ __device__ inline void prefetch_workspace(const Workspace& ws, const Share& shar
   };
   fetch(ws.partial + first_cta * kOutputs + pieces.first * share.splits * kPiece,
         totals * kPiece * sizeof(float), thread, kThreads);
-  fetch(ws.peaks + first_cta * kPieces + pieces.first * share.splits, totals * sizeof(float2), thread, kThreads);
+  fetch(ws.peaks + first_cta * kPieces + pieces.first * share.splits, totals * sizeof(float2), thread,
+        kThreads);
   const int of_row = share.rank + thread * share.splits;  // lines of the row's
-  fetch(ws.histogram + static_cast<size_t>(row) * kBins, kBins * sizeof(unsigned), of_row, kThreads * share.splits);
+  fetch(ws.histogram + static_cast<size_t>(row) * kBins, kBins * sizeof(unsigned), of_row,
+        kThreads * share.splits);
   fetch(ws.list + static_cast<size_t>(row) * kCandidates, 64 * sizeof(unsigned long long), of_row,
         kThreads * share.splits);
   if (thread == 0) cuda::prefetch_line(ws.barrier + row * 2);
@@ -48,8 +48,9 @@ __device__ inline void prefetch_workspace(const Workspace& ws, const Share& shar
 
 template <class Key>
 __global__ void __launch_bounds__(kThreads, 1)
-    sparse_decode_kernel(const __grid_constant__ SparseDecodeParams params, const __grid_constant__ Workspace ws,
-                         const __grid_constant__ Layout layout, const __grid_constant__ Places places) {
+    sparse_decode_kernel(const __grid_constant__ SparseDecodeParams params,
+                         const __grid_constant__ Workspace ws, const __grid_constant__ Layout layout,
+                         const __grid_constant__ Places places) {
 #ifdef GSA_EMULATE_CUDA
   char* dynamic = reinterpret_cast<char*>(emulation::shared_base());
   State& shared = *reinterpret_cast<State*>(emulation::static_shared_base(sizeof(State)));
@@ -58,12 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   char* dynamic = reinterpret_cast<char*>(raw);
   __shared__ State shared;
 #endif
-#ifdef GSA_BOUNDED_POLLS
-  if (threadIdx.x == 0) cuda::polls_end = cuda::global_time() + 200'000'000;
-#endif
-  GSA_STAMP(0);
   cuda::wait_previous_kernel();
-  GSA_STAMP(1);
   const IndexSelectDecodeParams& p = params.select;
   const Part part = find_part(p, layout);
   if (part.row < 0) return;
@@ -83,7 +79,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   float4* head_terms = reinterpret_cast<float4*>(dynamic + places.terms);
   float2* column_scales = reinterpret_cast<float2*>(head_terms + 4);
   char* attention_query = dynamic + places.attention_query;
-  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys), 0, 0, kTile};
+  List list{reinterpret_cast<int*>(dynamic + places.list), reinterpret_cast<unsigned*>(dynamic + places.keys),
+            0, 0, kTile};
 
   copy_query(attention_query, params.query, part.row);
   if (share.splits > kManyParts) prefetch_workspace(ws, share, part.row);
@@ -105,12 +102,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   find_range(p, shared, part.row, head_terms);
   if constexpr (Key::kScaledQueries) scale_queries<queries.kChunks, 1>(query_pieces, &column_scales->x);
   __syncthreads();
-  GSA_STAMP(2);
   score_words<Key>(p, share, shared, ring, layout.scoring_warps, query_pieces, head_terms, column_scales,
                    histogram, scores);
   cuda::cp_async_wait<0>();  // the query
   __syncthreads();
-  GSA_STAMP(3);
   cuda::launch_dependents();
 
   // This part's counts join the row's; what was there before is where this part's keys of a bin go.
@@ -122,7 +117,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     before[i] = count ? atomicAdd(row_histogram + i * kThreads + thread, count) : 0;
   }
   __syncthreads();
-  GSA_STAMP(4);
   unsigned* counter = ws.barrier + part.row * 2;
   if (thread == 0) {
     atomicAdd(counter, 1u);
@@ -131,17 +125,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   publish_moments(p, ws, shared);
   const Tokens tokens{
       static_cast<const char*>(params.key) + static_cast<int64_t>(part.row) * params.key_batch_stride * 2,
-      static_cast<const char*>(params.value) + static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
+      static_cast<const char*>(params.value) +
+          static_cast<int64_t>(part.row) * params.value_batch_stride * 2};
   Search& search = shared.search[0];
 #pragma unroll
   for (int i = 0; i < kBinsEach; ++i) histogram[i * kThreads + thread] = before[i];
   if (thread == 0)
     while (cuda::load_relaxed(counter) < static_cast<unsigned>(part.splits)) cuda::poll_again();
   __syncthreads();
-  GSA_STAMP(5);
   const int chosen_by_score = max(part.length - kept.count, 0);
   find_bin(row_histogram, ws.missing + part.row, chosen_by_score, shared, search);
-  GSA_STAMP(6);
   Bounds bounds(search);
   if (search.mode == Mode::kBin) {
     narrow(ws, shared, share, part.row, scores, histogram, 1);
@@ -156,24 +149,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   mark_words(share, scores, shared.bins[0], bounds, above_bits, equal_bits, push);
   __syncthreads();
-  GSA_STAMP(14);
   make_list(shared, kept, share, scores, above_bits, equal_bits, list);
-  GSA_STAMP(15);
   if (list.entries <= kSlots * kTile) list.each = max((list.entries + kSlots - 1) / kSlots, 1);
   copy_tile(dynamic, tokens, list, warp / kGroups);
-  GSA_STAMP(7);
   if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
   attend(shared, dynamic, tokens, list, attention_query, params.scale * 1.44269504f);
-  GSA_STAMP(8);
   __syncthreads();
-  GSA_STAMP(9);
   tell_partial(ws, shared, dynamic, share, list);
-  GSA_STAMP(10);
   if (part.rank == part.splits - 1) write_statistic(p, ws, part);
   if (part.rank == 0 && thread == 0) p.counts[part.row] = shared.search[0].count;
   finish(ws, share, dynamic + kGroups * kGroupHeads * kOutStride * 4, params.out, params.lse, part.row,
          [&](const Pieces& pieces) { clean_search(ws, shared, part, pieces, candidates); });
-  GSA_STAMP(11);
 }
 
 }  // namespace gsa::sparse_decode

@@ -14,7 +14,9 @@ struct KeptTokens {
   int first, recent_begin, count;
 
   __device__ KeptTokens(const IndexSelectDecodeParams& p, int length)
-      : first(p.keep_first), recent_begin(length - p.keep_recent - p.keep_first), count(p.keep_first + p.keep_recent) {
+      : first(p.keep_first),
+        recent_begin(length - p.keep_recent - p.keep_first),
+        count(p.keep_first + p.keep_recent) {
     if (count < length) return;
     first = count = length;
   }
@@ -24,8 +26,8 @@ struct KeptTokens {
   __device__ int position(int i) const { return i < first ? i : recent_begin + i; }
 };
 
-// Bins lower <= x < upper are the boundary; and of these what lies in [low, high], as composites, where it had
-// very many keys.
+// Bins lower <= x < upper are the boundary; and of these what lies in [low, high], as composites, where it
+// had very many keys.
 struct Bounds {
   float upper, lower;
   unsigned long long low = 0, high = ~0ull;
@@ -183,7 +185,7 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
       list.sure = own + few.above_total;
       list_kept(kept, share, 32, list);
       emit_words(share, scores, above_bits, equal_bits, few.first, few.last, own + few.above_before,
-                        few.equal_before, list);
+                 few.equal_before, list);
       if (threadIdx.x == 0) {
         shared.sure_total = few.above_total;
         shared.equal_total = few.equal_total;
@@ -194,14 +196,15 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
     list.sure = own + shared.sure_total;
     list_kept(kept, share, kThreads, list);
     emit_words(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before,
-                      many.equal_before, list);
+               many.equal_before, list);
   }
   __syncthreads();
   list.sure = own + shared.sure_total;
   list.entries = list.sure + shared.equal_total;
 }
 
-// By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of theirs.
+// By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of
+// theirs.
 __device__ inline void rank_candidates(State& shared, const unsigned long long* from) {
   const int thread = threadIdx.x % (kGroups * 32);
   const auto count = static_cast<int>(shared.search[0].candidates);

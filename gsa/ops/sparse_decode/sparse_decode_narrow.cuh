@@ -17,8 +17,9 @@ __device__ __forceinline__ void visit_boundary(const Share& share, const float* 
   }
 }
 
-// All parts of the row call it. Leaves the interval of those that are listed in shared.span, and in `histogram` the place in the row's list of this part's candidates
-// of each bin; `arrivals` as in row_barrier.
+// All parts of the row call it. Leaves the interval of those that are listed in shared.span, and in
+// `histogram` the place in the row's list of this part's candidates of each bin; `arrivals` as in
+// row_barrier.
 __device__ __noinline__ inline void narrow(const Workspace& ws, State& shared, const Share share, int row,
                                            const float* scores, unsigned* histogram, int arrivals) {
   const int thread = threadIdx.x;
@@ -50,7 +51,8 @@ __device__ __noinline__ inline void narrow(const Workspace& ws, State& shared, c
   for (int round = 0; search.mode == Mode::kBin && round < kLaterRounds; ++round) {
     const unsigned long long width = bounds.high - bounds.low;
     const int shift = max(0, (width >> 32 ? 64 - __clz(static_cast<unsigned>(width >> 32))
-                                          : 32 - __clz(static_cast<unsigned>(width))) - 11);
+                                          : 32 - __clz(static_cast<unsigned>(width))) -
+                                 11);
     unsigned* to = ws.later_histogram + (static_cast<size_t>(row) * kLaterRounds + round) * kBins;
     for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
     __syncthreads();

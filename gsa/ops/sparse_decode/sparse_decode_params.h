@@ -24,8 +24,8 @@ struct SparseDecodeParams {
 // True where the kernel serves these shapes.
 bool sparse_decode_supported(const SparseDecodeParams& params, int multiprocessors);
 
-// Bytes that select.workspace must hold, 256-byte aligned, and how many of them, at its start, are zero before a
-// launch (select.workspace_zeroed; else a memset goes before the kernel) and after it.
+// Bytes that select.workspace must hold, 256-byte aligned, and how many of them, at its start, are zero
+// before a launch (select.workspace_zeroed; else a memset goes before the kernel) and after it.
 size_t sparse_decode_workspace_bytes(const SparseDecodeParams& params, int multiprocessors);
 size_t sparse_decode_zeroed_bytes(const SparseDecodeParams& params, int multiprocessors);
 

@@ -14,7 +14,9 @@ struct Share {
   int rank, splits, length, words;  // of 32 keys
 
   __device__ Share(const Part& part)
-      : rank(part.rank), splits(part.splits), length(part.length),
+      : rank(part.rank),
+        splits(part.splits),
+        length(part.length),
         words(((length + kWord - 1) / kWord - rank + splits - 1) / splits) {}
   __device__ __forceinline__ int base(int word) const { return (word * splits + rank) * kWord; }
 };
@@ -99,8 +101,7 @@ __device__ inline void score_words(const IndexSelectDecodeParams& p, const Share
     query[i][3] = pieces[8].y;
   }
   const float4 term = head_terms[pair];
-  const float2 factor =
-      Key::unscale(rsqrtf(static_cast<float>(kIndexDim)), column_scales + pair);
+  const float2 factor = Key::unscale(rsqrtf(static_cast<float>(kIndexDim)), column_scales + pair);
   const float2 bins = shared.bins[0];
   const int last_counted = share.length - 1 - p.keep_recent;
   const int place = copy * 8 + quad * 2 + pair;

@@ -84,9 +84,6 @@ size_t place_workspace(const SparseDecodeParams& params, const Plan& plan, Works
   take(ws.peaks, ctas * kPieces);
   ws.zeroed_bytes = used;
   if (plan.places.words > plan.places.words_in_shared) take(ws.scores, ctas * plan.places.words * kWord);
-#ifdef GSA_CLOCKS
-  take(ws.clocks, ctas * kStamps);
-#endif
   return used;
 }
 
@@ -116,7 +113,8 @@ size_t sparse_decode_workspace_bytes(const SparseDecodeParams& params, int multi
 }
 
 cudaError_t launch_sparse_decode(const SparseDecodeParams& params, cudaStream_t stream) {
-  using sparse_decode::Plan, sparse_decode::make_plan, sparse_decode::place_workspace, sparse_decode::kThreads;
+  using sparse_decode::Plan, sparse_decode::make_plan, sparse_decode::place_workspace,
+      sparse_decode::kThreads;
   int device = 0, multiprocessors = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
   if (cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
@@ -126,12 +124,12 @@ cudaError_t launch_sparse_decode(const SparseDecodeParams& params, cudaStream_t 
   sparse_decode::Workspace ws{};
   place_workspace(params, plan, ws);
   const auto kernel = sparse_decode::sparse_decode_kernel<decode::Float8Keys>;
-  if (cudaError_t error =
-          cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, plan.places.end))
+  if (cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize, plan.places.end))
     return error;
   if (!params.select.workspace_zeroed)
-    if (cudaError_t error = cudaMemsetAsync(params.select.workspace, 0, ws.zeroed_bytes, stream)) return error;
+    if (cudaError_t error = cudaMemsetAsync(params.select.workspace, 0, ws.zeroed_bytes, stream))
+      return error;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeCooperative;  // parts wait for each other
   attributes[0].val.cooperative = 1;

@@ -12,19 +12,18 @@ using namespace gsa::decode;  // NOLINT: one kernel's halves
 constexpr int kDim = 128, kGroups = 4, kGroupHeads = 4;  // what it is compiled for
 constexpr int kHeads = kGroups * kGroupHeads, kOutputs = kHeads * kDim;
 constexpr int kTokenBytes = kGroups * kDim * 2;
-constexpr int kTile = 16;                         // tokens that a slot's warps attend to at a time
-constexpr int kSlots = kWarps / kGroups;          // a warp for each group
-constexpr int kRowBytes = kTokenBytes + 16;       // of a token in shared memory: ldmatrix without conflicts
+constexpr int kTile = 16;                          // tokens that a slot's warps attend to at a time
+constexpr int kSlots = kWarps / kGroups;           // a warp for each group
+constexpr int kRowBytes = kTokenBytes + 16;        // of a token in shared memory: ldmatrix without conflicts
 constexpr int kTileBytes = 2 * kTile * kRowBytes;  // keys, then values
-constexpr int kQueryStride = kDim * 2 + 16;          // bytes of a head's query in shared memory
-constexpr int kOutStride = kDim + 8;              // numbers from one head's outputs to the next
-constexpr int kPiece = 16;                        // outputs that a part finishes together, of one head
+constexpr int kQueryStride = kDim * 2 + 16;        // bytes of a head's query in shared memory
+constexpr int kOutStride = kDim + 8;               // numbers from one head's outputs to the next
+constexpr int kPiece = 16;                         // outputs that a part finishes together, of one head
 constexpr int kPieces = kOutputs / kPiece;
-constexpr int kMaxList = 2048 + kCandidates;        // tokens that a part may have to attend to
-constexpr int kMaxParts = 144;                      // of a row
-constexpr int kLaterRounds = 6;                     // that divide a bin of very many: 11 bits of 64 each
-constexpr int kManyParts = 32;                      // of a row: what they tell each other takes long
-constexpr int kStamps = 16;
+constexpr int kMaxList = 2048 + kCandidates;  // tokens that a part may have to attend to
+constexpr int kMaxParts = 144;                // of a row
+constexpr int kLaterRounds = 6;               // that divide a bin of very many: 11 bits of 64 each
+constexpr int kManyParts = 32;                // of a row: what they tell each other takes long
 
 // Places in dynamic shared memory, in bytes. Tiles of keys and values lie where rings and scores were.
 struct Places {
@@ -34,11 +33,10 @@ struct Places {
 };
 
 struct Workspace : decode::Workspace {
-  float* partial;  // [ctas, kOutputs]: of a row [piece, part, kPiece]
-  float2* peaks;   // [ctas, kPieces]: of a row [piece, part] largest logit, sum of weights
-  unsigned* later_histogram;    // [rows, kLaterRounds, kBins]
-  unsigned long long* span;     // [rows, 2] ~smallest and largest candidate, where there are very many
-  long long* clocks;  // [ctas, kStamps] or null
+  float* partial;             // [ctas, kOutputs]: of a row [piece, part, kPiece]
+  float2* peaks;              // [ctas, kPieces]: of a row [piece, part] largest logit, sum of weights
+  unsigned* later_histogram;  // [rows, kLaterRounds, kBins]
+  unsigned long long* span;   // [rows, 2] ~smallest and largest candidate, where there are very many
 };
 
 struct State : decode::Shared {
@@ -61,12 +59,5 @@ struct List {
   __device__ __forceinline__ int tiles() const { return (entries + each - 1) / each; }
   __device__ __forceinline__ int count(int tile) const { return min(max(entries - tile * each, 0), each); }
 };
-
-#ifdef GSA_CLOCKS
-#define GSA_STAMP(i) \
-  if (threadIdx.x == 0 && ws.clocks) ws.clocks[blockIdx.x * kStamps + (i)] = clock64()
-#else
-#define GSA_STAMP(i)
-#endif
 
 }  // namespace gsa::sparse_decode

@@ -1,5 +1,5 @@
 // The fused decode kernel's attention to a part's own tokens. Slots of four warps, one a group, take tiles of
-// up to 16 tokens, whose keys and values each warp copies to shared memory for its own group.
+// up to 16 tokens, whose keys and values of all groups are brought to shared memory.
 #pragma once
 
 #include "gsa/cuda/cp_async.h"
@@ -19,7 +19,23 @@ struct Tokens {
   const char *key, *value;
 };
 
-// Asks for a tile's keys and values of the warp's group. (The copy engine, with 1 KB a copy, is no faster.)
+// By a slot's first warp: asks the copy engine for a tile's keys and values, a token's 1 KB at once.
+__device__ __forceinline__ void request_tile(State& shared, char* tiles, const Tokens& tokens,
+                                             const List& list, int tile) {
+  const int lane = threadIdx.x & 31, slot = static_cast<int>(threadIdx.x) / 32 / kGroups, at = lane % kTile;
+  const int count = list.count(tile);
+  if (count == 0) return;
+  if (lane == 0) cuda::mbarrier_arrive_expect(shared.arrived + slot, count * 2 * kTokenBytes);
+  __syncwarp();
+  if (at >= count) return;
+  const int64_t position = list.positions[tile * list.each + at];
+  cuda::bulk_load(tiles + slot * kTileBytes + lane * kRowBytes,
+                  (lane < kTile ? tokens.key : tokens.value) + position * kTokenBytes, kTokenBytes,
+                  shared.arrived + slot);
+}
+
+// By each of a slot's warps for its own group: the same through the load and store units, where a part has so
+// few tokens that a copy engine for all of them would be slow.
 __device__ __forceinline__ void copy_tile(char* tiles, const Tokens& tokens, const List& list, int tile) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups;
   const int count = list.count(tile), offset = warp % kGroups * kDim * 2 + lane % 16 * 16;
@@ -123,15 +139,21 @@ __device__ inline void copy_query(char* to, const void* query, int row) {
 // A warp's share of the part's tokens; the first tile of each slot is on its way. Leaves what it found in its
 // slot's tile.
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
-                              const char* query, float scale) {
+                              const char* query, bool direct, float scale) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
   const char* own_query = query + (group * kGroupHeads + lane / 4) * kQueryStride + lane % 4 * 4;
   char* keys = tiles + slot * kTileBytes + group * kDim * 2;
   Softmax softmax;
+  uint32_t parity = 0;
   for (int tile = slot; tile < list.tiles(); tile += kSlots) {
     const int at = tile * list.each + lane % kTile, count = list.count(tile);
-    cuda::cp_async_wait<0>();
-    __syncwarp();
+    if (direct) {
+      cuda::cp_async_wait<0>();
+      __syncwarp();
+    } else {
+      cuda::mbarrier_wait(shared.arrived + slot, parity);
+      parity ^= 1;
+    }
     float logits[4];
     unsigned weights[2];
     multiply_keys(logits, keys, own_query);
@@ -143,8 +165,13 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
     }
     weigh(softmax, logits, seen, scale, weights);
     add_values(softmax, keys + kTile * kRowBytes, count, weights);
-    __syncwarp();
-    copy_tile(tiles, tokens, list, tile + kSlots);
+    if (direct) {
+      __syncwarp();
+      copy_tile(tiles, tokens, list, tile + kSlots);
+    } else {
+      cuda::named_barrier<kGroups * 32>(1 + slot);
+      if (group == 0) request_tile(shared, tiles, tokens, list, tile + kSlots);
+    }
   }
   cuda::named_barrier<kGroups * 32>(1 + slot);  // results take the place of all groups' tokens
   const int quad = lane % 4;

@@ -74,7 +74,7 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
   float* found = reinterpret_cast<float*>(memory);  // [piece, part, kItemStride]
   float2* peaks =
       reinterpret_cast<float2*>(memory + (items / 4 * kItemStride + 3) / 4 * 16);  // [piece, part]
-  // Many parts poll for the few words of the peaks first: what all poll for is in the way of what they tell.
+  // First the few words of the peaks: what all poll for is in the way of what they tell.
   for (int i = thread; i < totals; i += kThreads) {
     unsigned long long peak;
     for (;;) {
@@ -86,7 +86,7 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
     peaks[i] = make_float2(__uint_as_float(static_cast<unsigned>(peak)),
                            __uint_as_float(static_cast<unsigned>(peak >> 32)));
   }
-  if (splits > kManyParts) __syncthreads();
+  __syncthreads();
   uint4 item[kItems];
   const auto load = [&](int i) { item[i] = cuda::load_relaxed(from + i * kThreads + thread); };
 #pragma unroll

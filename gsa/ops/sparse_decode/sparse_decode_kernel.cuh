@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             0, 0, kTile};
 
   copy_query(attention_query, params.query, part.row);
-  if (share.splits > kManyParts) prefetch_workspace(ws, share, part.row);
+  prefetch_workspace(ws, share, part.row);
   for (int i = thread; i < kBins; i += kThreads) histogram[i] = 0;
   const KeptTokens kept(p, part.length);
   if (thread == 0) {
@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     search.count = min(find_budget(p, 0.0f), part.length);
     search.wanted = search.count - kept.count;
     search.mode = search.wanted > 0 ? Mode::kBin : Mode::kNone;
+    for (int i = 0; i < kSlots; ++i) cuda::mbarrier_init(shared.arrived + i, 1);
     cuda::mbarrier_init(&shared.ranked, 1);
     cuda::mbarrier_init_fence();
   }
@@ -150,10 +151,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   mark_words(share, scores, shared.bins[0], bounds, above_bits, equal_bits, push);
   __syncthreads();
   make_list(shared, kept, share, scores, above_bits, equal_bits, list);
-  if (list.entries <= kSlots * kTile) list.each = max((list.entries + kSlots - 1) / kSlots, 1);
-  copy_tile(dynamic, tokens, list, warp / kGroups);
+  const bool direct = share.words <= kFewWords;
+  if (direct) {
+    if (list.entries <= kSlots * kTile) list.each = max((list.entries + kSlots - 1) / kSlots, 1);
+    copy_tile(dynamic, tokens, list, warp / kGroups);
+  } else if (warp % kGroups == 0) {
+    request_tile(shared, dynamic, tokens, list, warp / kGroups);
+  }
   if (listed && warp >= kWarps - kGroups) rank_candidates(shared, candidates);
-  attend(shared, dynamic, tokens, list, attention_query, params.scale * 1.44269504f);
+  attend(shared, dynamic, tokens, list, attention_query, direct, params.scale * 1.44269504f);
   __syncthreads();
   tell_partial(ws, shared, dynamic, share, list);
   if (part.rank == part.splits - 1) write_statistic(p, ws, part);

@@ -2,12 +2,14 @@
 // among the last ones chosen, as soon as the boundary bin is known.
 #pragma once
 
+#include "gsa/cuda/launch.h"
+#include "gsa/cuda/wgmma.h"
 #include "gsa/ops/indexer/index_select_decode_place.cuh"
 #include "gsa/ops/sparse_decode/sparse_decode_score.cuh"
 
 namespace gsa::sparse_decode {
 
-constexpr int kFewWords = 64;  // that one warp lists
+constexpr int kFewWords = 64;  // that one warp lists, and whose tokens do not come by the copy engine
 
 // Tokens kept whatever their scores, dealt one by one to the row's parts; where all are, `length` of them.
 struct KeptTokens {
@@ -197,6 +199,7 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
     list_kept(kept, share, kThreads, list);
     emit_words(share, scores, above_bits, equal_bits, many.first, many.last, own + many.above_before,
                many.equal_before, list);
+    cuda::fence_async_proxy();  // the copy engine may write where scores were
   }
   __syncthreads();
   list.sure = own + shared.sure_total;

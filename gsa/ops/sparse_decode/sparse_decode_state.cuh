@@ -23,7 +23,6 @@ constexpr int kPieces = kOutputs / kPiece;
 constexpr int kMaxList = 2048 + kCandidates;  // tokens that a part may have to attend to
 constexpr int kMaxParts = 144;                // of a row
 constexpr int kLaterRounds = 6;               // that divide a bin of very many: 11 bits of 64 each
-constexpr int kManyParts = 32;                // of a row: what they tell each other takes long
 
 // Places in dynamic shared memory, in bytes. Tiles of keys and values lie where rings and scores were.
 struct Places {
@@ -40,7 +39,8 @@ struct Workspace : decode::Workspace {
 };
 
 struct State : decode::Shared {
-  uint64_t ranked;  // barrier of the threshold
+  uint64_t arrived[kSlots];  // barriers of the tiles
+  uint64_t ranked;           // and of the threshold
   unsigned long long threshold;
   unsigned long long span[2];
   unsigned missing_here;

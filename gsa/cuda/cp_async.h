@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation_mma.h has its own
+
 namespace gsa::cuda {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -37,3 +39,5 @@ __device__ __forceinline__ void cp_async_arrive(uint32_t barrier) {
 }
 
 }  // namespace gsa::cuda
+
+#endif

@@ -48,6 +48,17 @@ __device__ __forceinline__ void store_relaxed(unsigned long long* to, unsigned l
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(x) : "memory");
 }
 
+__device__ __forceinline__ void store_relaxed(uint4* to, uint4 x) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w)
+               : "memory");
+}
+
+// Brings the 128 bytes around `at` to the second-level cache.
+__device__ __forceinline__ void prefetch_line(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
 // Between two looks at the same place.
 __device__ __forceinline__ void poll_again() {}
 

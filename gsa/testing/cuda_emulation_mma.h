@@ -68,6 +68,45 @@ inline uint2 e4m3_to_f16(unsigned four) {
   return {pack_f16(x[0], x[1]), pack_f16(x[2], x[3])};
 }
 
+inline unsigned bf16_pair(float first, float second) {
+  return c10::BFloat16(first).x | static_cast<unsigned>(c10::BFloat16(second).x) << 16;
+}
+inline unsigned transpose8x8(unsigned x) {
+  const uint64_t* all = emulation::warp_gather(x, 't');
+  const int row = emulation::lane() / 4, column = emulation::lane() % 4 * 2;
+  unsigned y = 0;
+  for (int i = 0; i < 2; ++i)  // element (column + i, row) of the original
+    y |= (static_cast<unsigned>(all[(column + i) * 4 + row / 2]) >> row % 2 * 16 & 0xffffu) << i * 16;
+  return y;
+}
+inline void load_matrices(unsigned (&x)[4], const void* row) {
+  const uint64_t* all = emulation::warp_gather(emulation::to_word(row), 'l');
+  for (int i = 0; i < 4; ++i)
+    std::memcpy(
+        &x[i],
+        emulation::from_word<const char*>(all[i * 8 + emulation::lane() / 4]) + emulation::lane() % 4 * 4, 4);
+}
+inline void load_matrices_transposed(unsigned (&x)[4], const void* row) {
+  load_matrices(x, row);
+  for (unsigned& word : x) word = transpose8x8(word);
+}
+
+// ---- gsa/cuda/cp_async.h: copies land at once
+
+inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+inline void cp_async_16(uint32_t shared, const void* global, bool valid = true) {
+  uint8_t* to = emulation::shared_base() + shared;
+  if (valid)
+    std::memcpy(to, global, 16);
+  else
+    std::memset(to, 0, 16);
+}
+inline void cp_async_commit() {}
+template <int kInFlight>
+void cp_async_wait() {}
+
 // ---- gsa/cuda/grid.h: fibers see each other's writes in any case
 
 inline void arrive_release(unsigned* counter) {
@@ -91,6 +130,10 @@ inline unsigned long long load_relaxed(const unsigned long long* from) {
 inline void store_relaxed(unsigned long long* to, unsigned long long x) {
   *to = x;
 }
+inline void store_relaxed(uint4* to, uint4 x) {
+  *to = x;
+}
+inline void prefetch_line(const void*) {}
 inline void poll_again() {
   emulation::wait_for_others();
 }

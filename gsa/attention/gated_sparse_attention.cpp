@@ -14,6 +14,7 @@
 #include "gsa/ops/indexer/index_select.h"
 #include "gsa/ops/sigmoid_gate/sigmoid_gate.h"
 #include "gsa/ops/sparse_attention/sparse_attention.h"
+#include "gsa/ops/sparse_decode/sparse_decode.h"
 
 namespace gsa {
 namespace {
@@ -165,6 +166,15 @@ at::Tensor GatedSparseAttention::attend_selected(const at::Tensor& query, const 
   const int64_t chunk = (std::max(wanted, tile) + tile - 1) / tile * tile;
   const bool trains = query.requires_grad() || key.requires_grad() || value.requires_grad();
   const bool whole = trains || context.trace != nullptr || queries <= chunk;
+  // A new token that nobody asks what it selected: one op, which may be one kernel.
+  if (queries == 1 && !trains && context.trace == nullptr && !context.update_statistics &&
+      context.selection.policy == SelectionPolicy::indexer && config.budget.rule == "fixed") {
+    IndexSelectOptions options = select_options(indexer->config, config.budget, key.size(1));
+    options.query_tile = 1;
+    return sparse_decode(query, key, value, index.query, index.key, index.head_weight,
+                         present(indexer->head_bias), std::nullopt, options)
+        .out;
+  }
   std::vector<at::Tensor> parts;
   for (int64_t begin = 0; begin < queries; begin += whole ? queries : chunk) {
     const int64_t end = whole ? queries : std::min(begin + chunk, queries);

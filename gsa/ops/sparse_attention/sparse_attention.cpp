@@ -31,26 +31,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_meta(
 
 }  // namespace
 
-void check_sparse_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                            const at::Tensor& indices, const at::Tensor& counts, int64_t query_tile) {
-  check_shape(kOp, "query", query, {kAny, kAny, kAny, kAny}, "[B,T,H,E]");
-  check_floating(kOp, "query", query);
+void check_attention_inputs(const char* op, const at::Tensor& query, const at::Tensor& key,
+                            const at::Tensor& value) {
+  check_shape(op, "query", query, {kAny, kAny, kAny, kAny}, "[B,T,H,E]");
+  check_floating(op, "query", query);
   const int64_t batch = query.size(0), queries = query.size(1), heads = query.size(2), dim = query.size(3);
-  TORCH_CHECK_VALUE(heads > 0 && dim > 0, kOp, ": query expected at least one head and dimension, got ",
+  TORCH_CHECK_VALUE(heads > 0 && dim > 0, op, ": query expected at least one head and dimension, got ",
                     query.sizes());
-  check_shape(kOp, "key", key, {batch, kAny, kAny, dim}, "[B,S,G,E]");
-  check_same_kind(kOp, "key", key, "query", query);
+  check_shape(op, "key", key, {batch, kAny, kAny, dim}, "[B,S,G,E]");
+  check_same_kind(op, "key", key, "query", query);
   const int64_t keys = key.size(1), groups = key.size(2);
-  TORCH_CHECK_VALUE(groups > 0 && heads % groups == 0, kOp,
+  TORCH_CHECK_VALUE(groups > 0 && heads % groups == 0, op,
                     ": key expected a number of heads G that divides the query heads H = ", heads, ", got ",
                     groups);
-  TORCH_CHECK_VALUE(keys >= queries, kOp,
+  TORCH_CHECK_VALUE(keys >= queries, op,
                     ": key expected at least as many keys S as there are queries T = ", queries,
                     ", got S = ", keys);
-  check_shape(kOp, "value", value, {batch, keys, groups, dim}, "[B,S,G,E]");
-  check_same_kind(kOp, "value", value, "query", query);
+  check_shape(op, "value", value, {batch, keys, groups, dim}, "[B,S,G,E]");
+  check_same_kind(op, "value", value, "query", query);
+}
+
+void check_sparse_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                            const at::Tensor& indices, const at::Tensor& counts, int64_t query_tile) {
+  check_attention_inputs(kOp, query, key, value);
   TORCH_CHECK_VALUE(query_tile >= 1, kOp, ": query_tile expected a positive number, got ", query_tile);
-  const int64_t rows = (queries + query_tile - 1) / query_tile;
+  const int64_t batch = query.size(0), rows = (query.size(1) + query_tile - 1) / query_tile;
   check_shape(kOp, "indices", indices, {batch, rows, kAny}, "[B,R,K] with R = ceil(T / query_tile)");
   check_dtype(kOp, "indices", indices, at::kInt);
   check_same_device(kOp, "indices", indices, "query", query);

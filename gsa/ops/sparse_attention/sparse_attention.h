@@ -29,6 +29,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> sparse_attention_backward(
     const at::Tensor& key, const at::Tensor& value, const at::Tensor& out, const at::Tensor& lse,
     const at::Tensor& indices, const at::Tensor& counts, int64_t query_tile, std::optional<double> scale);
 
+/// Checks query, key and value as sparse_attention takes them; `op` is named in errors.
+void check_attention_inputs(const char* op, const at::Tensor& query, const at::Tensor& key,
+                            const at::Tensor& value);
+
 /// The argument checks of sparse_attention, for its kernels.
 void check_sparse_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                             const at::Tensor& indices, const at::Tensor& counts, int64_t query_tile);

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <iterator>
 
-#include "gsa/ops/sparse_decode/sparse_decode.h"
 #include "gsa/ops/sparse_decode/sparse_decode_kernel.cuh"
+#include "gsa/ops/sparse_decode/sparse_decode_sm90.h"
 
 namespace gsa {
 namespace sparse_decode {

@@ -75,6 +75,32 @@ class DecodeGraph(unittest.TestCase):
             for a, b in zip(eager + graphs[0][1] + graphs[1][1], expected + wanted[0] + wanted[1]):
                 self.assertTrue(torch.equal(a, b))
 
+    def test_steps_in_one_kernel(self):
+        """Selection and attention of several sequences, captured and eager."""
+        def step(batch, keys):
+            def random(*shape):
+                return torch.randn(batch, *shape, device="cuda").bfloat16()
+            return (random(1, 16, 128), random(keys, 4, 128), random(keys, 4, 128), random(1, 4, 64), random(keys, 64).to(torch.float8_e4m3fn),
+                    torch.rand(batch, 1, 4, device="cuda"))
+
+        def decode(inputs):
+            return torch.ops.gsa.sparse_decode(*inputs, None, None, 300, 300, 300, "fixed", "hard_sigmoid", 4, 32)[0]
+
+        layers = [step(8, 30000), step(4, 900), step(8, 30000)]
+        expected = [decode(layer) for layer in layers]
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = [decode(layer) for layer in layers]
+        for _ in range(5):
+            for out in found:
+                out.fill_(-7)
+            graph.replay()
+            eager = [decode(layer) for layer in layers]
+            for out, other, wanted in zip(found, eager, expected):
+                self.assertTrue(torch.equal(out, wanted))
+                self.assertTrue(torch.equal(other, wanted))
+
     def test_capture_across_streams(self):
         layers = [problem(30000), problem(50000)]
         expected = [select(layer) for layer in layers]

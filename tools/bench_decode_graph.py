@@ -34,6 +34,12 @@ def attend(c, indices, counts):
     return gsa.ops.sparse_attention(c["query"], c["key"], c["value"], indices, counts)
 
 
+def decode(c):
+    """Both in one op: one kernel from four sequences with FP8 keys on."""
+    return gsa.ops.sparse_decode(c["query"], c["key"], c["value"], c["index_query"], c["index_key"], c["head_weight"], None, None, K, K, K, "fixed",
+                                 "hard_sigmoid", 4, 128)
+
+
 def dense(c):
     return F.scaled_dot_product_attention(*(c[name].transpose(1, 2) for name in ("query", "key", "value")), enable_gqa=True)
 
@@ -77,8 +83,10 @@ def main():
                 c["index_key"] = c["index_key"].to(dtype)
                 c["found"] = select(c)[:2]
             step = microseconds(lambda c: attend(c, *select(c)[:2]), layers)
+            one = microseconds(decode, layers)
             print(f"batch {batch:2}  index keys {str(dtype)[6:]:13}  selection {microseconds(select, layers):.1f}  "
-                  f"attention {microseconds(lambda c: attend(c, *c['found']), layers):.1f}  step {step:.1f}  {whole / step:.1f} x dense", flush=True)
+                  f"attention {microseconds(lambda c: attend(c, *c['found']), layers):.1f}  step {step:.1f}  {whole / step:.1f} x dense  "
+                  f"one op {one:.1f}  {whole / one:.1f} x dense", flush=True)
         del layers
         torch.cuda.empty_cache()
 

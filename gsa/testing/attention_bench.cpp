@@ -12,6 +12,7 @@
 
 #include "gsa/ops/indexer/index_select.h"
 #include "gsa/ops/sparse_attention/sparse_attention.h"
+#include "gsa/ops/sparse_decode/sparse_decode.h"
 
 namespace gsa::testing {
 namespace {
@@ -156,9 +157,7 @@ class Bench {
     return best;
   }
 
-  std::tuple<at::Tensor, at::Tensor, at::Tensor> select(const Setting& setting, const std::string& activation,
-                                                        int64_t tile, bool reference) const {
-    const AttentionInputs& in = setting.inputs;
+  IndexSelectOptions select_options(const std::string& activation, int64_t tile) const {
     IndexSelectOptions select;
     select.k_base = select.k_min = select.k_max = options_.k;
     select.budget = "fixed";
@@ -166,6 +165,13 @@ class Bench {
     select.query_tile = tile;
     select.keep_first = options_.keep_first;
     select.keep_recent = options_.keep_recent;
+    return select;
+  }
+
+  static std::tuple<at::Tensor, at::Tensor, at::Tensor> select(const Setting& setting,
+                                                               const IndexSelectOptions& select,
+                                                               bool reference) {
+    const AttentionInputs& in = setting.inputs;
     if (!reference)
       return index_select(in.index_query, in.index_key, in.head_weight, std::nullopt, std::nullopt, select);
     return index_select_reference(in.index_query, in.index_key, in.head_weight, std::nullopt, std::nullopt,
@@ -190,9 +196,8 @@ class Bench {
       return;
     }
     at::Tensor indices, counts;
-    auto selection = [&] {
-      std::tie(indices, counts, std::ignore) = select(setting, activation, tile, reference);
-    };
+    const IndexSelectOptions options = select_options(activation, tile);
+    auto selection = [&] { std::tie(indices, counts, std::ignore) = select(setting, options, reference); };
     auto attention = [&] {
       if (reference)
         sparse_attention_reference(in.query, in.key, in.value, indices, counts, tile, std::nullopt);
@@ -200,6 +205,12 @@ class Bench {
         sparse_attention(in.query, in.key, in.value, indices, counts, tile);
     };
     auto both = [&] {
+      if (setting.phase == "decode" && !reference) {  // as layers do
+        counts = sparse_decode(in.query, in.key, in.value, in.index_query, in.index_key, in.head_weight,
+                               std::nullopt, std::nullopt, options)
+                     .counts;
+        return;
+      }
       selection();
       attention();
     };

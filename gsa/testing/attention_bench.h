@@ -32,8 +32,9 @@ struct AttentionBenchOptions {
 
 /// One row per measurement, as soon as it is there: name (dense, reference, exact, shared), phase (prefill,
 /// chunk, decode), activation, index_keys, length, queries, batch, ms_median, ms_min, ms_max,
-/// speedup_vs_dense, parts {selection, attention} in ms, tflops, gbytes_per_s, peak_memory_mib; and what else
-/// the row needs to be read rightly (backend, extrapolated, overlap). A call that would take several times
+/// speedup_vs_dense, parts {selection, attention} in ms (the two ops by themselves; a step of decoding is one
+/// op), tflops, gbytes_per_s, peak_memory_mib; and what else the row needs to be read rightly (backend,
+/// extrapolated, overlap). A call that would take several times
 /// the time of a measurement, judged by the last smaller one, is left out: its numbers are null and
 /// skipped_at_ms says what was expected.
 void bench_attention(const AttentionBenchOptions& options, const std::function<void(const Json&)>& report);

@@ -1,6 +1,8 @@
 // Products of a warp's registers (mma.m16n8k16), and the loads and conversions that feed them.
 #pragma once
 
+#include <cstdint>
+
 #include "gsa/cuda/runtime.h"
 
 #ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation_mma.h has its own
@@ -53,11 +55,11 @@ __device__ __forceinline__ unsigned pack_f16(float first, float second) {
   return pair;
 }
 
-// Two numbers rounded to bf16, the first in the lower half.
-__device__ __forceinline__ unsigned bf16_pair(float first, float second) {
-  unsigned pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
+// Two floats as a packed bf16 pair, `low` in the low half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
 }
 
 // Transposes an 8x8 matrix of 16-bit values spread over the warp.

@@ -54,4 +54,9 @@ __device__ __forceinline__ float fast_tanh(float x) {
 
 #endif
 
+// exp2(a - peak) where peak is the larger; nothing against nothing is 0.
+__device__ __forceinline__ float softmax_weight(float a, float peak) {
+  return a == -INFINITY ? 0.0f : fast_exp2(a - peak);
+}
+
 }  // namespace gsa::cuda

@@ -74,13 +74,6 @@ __device__ __forceinline__ void acquire_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Two floats as a packed bf16 pair, `low` in the low half.
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
 // The products. `accumulate` false overwrites D. kTransposeB true takes B as MN-major rows of K.
 template <int N>
 struct Wgmma;

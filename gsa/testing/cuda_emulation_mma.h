@@ -68,8 +68,8 @@ inline uint2 e4m3_to_f16(unsigned four) {
   return {pack_f16(x[0], x[1]), pack_f16(x[2], x[3])};
 }
 
-inline unsigned bf16_pair(float first, float second) {
-  return c10::BFloat16(first).x | static_cast<unsigned>(c10::BFloat16(second).x) << 16;
+inline uint32_t pack_bf16(float low, float high) {
+  return c10::BFloat16(low).x | static_cast<uint32_t>(c10::BFloat16(high).x) << 16;
 }
 inline unsigned transpose8x8(unsigned x) {
   const uint64_t* all = emulation::warp_gather(x, 't');

@@ -1,4 +1,4 @@
-// A row of stored scores and the thread block (or warp) that selects from it (docs/kernels/index_select.md,
+// A row of stored scores and the thread block that selects from it (docs/kernels/index_select.md,
 // "Stored scores").
 //
 // The block goes over a row's scores twice: for the sums of the variance, and with it the budget, and a
@@ -93,6 +93,7 @@ struct StoredRow {
   __device__ __forceinline__ bool candidate(int position) const {
     return position >= first && position < recent;
   }
+
   // Calls visit(scores, position) for every four positions before `end`, a multiple of four; several loads
   // are in flight.
   template <class Visit>
@@ -117,7 +118,6 @@ struct StoredRow {
   __device__ __forceinline__ float2 add_up(float a, float b) {
     a = cuda::warp_sum(a);
     b = cuda::warp_sum(b);
-    if (kWarps == 1) return {a, b};
     __syncthreads();  // all have read the sums before
     if (lane() == 0) {
       scratch.sums[0][warp()] = a;

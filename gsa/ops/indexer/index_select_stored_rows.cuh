@@ -1,5 +1,5 @@
 // Rows from stored scores: the kernels behind the one that scores (docs/kernels/index_select.md, "Stored
-// scores"). For rows of their own a block (or warp) a query; for shared rows each query's threshold, the
+// scores"). For rows of their own a block a query; for shared rows each query's threshold, the
 // largest margin of every position, and the tile's row from these.
 #pragma once
 

@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
     for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, partial.peak[w * heads + head]);
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float factor = weight_of(partial.peak[w * heads + head], peak);
+      const float factor = cuda::softmax_weight(partial.peak[w * heads + head], peak);
       const float2 found = *reinterpret_cast<const float2*>(partial.out + w * heads * kDim + i);
       sum += partial.sum[w * heads + head] * factor;
       out.x += found.x * factor;
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
       peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, offset));
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float factor = weight_of(peaks[r], peak);
+      const float factor = cuda::softmax_weight(peaks[r], peak);
       sum += sums[r] * factor;
       out += outs[r] * factor;
     }

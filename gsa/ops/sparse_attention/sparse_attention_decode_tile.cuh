@@ -12,23 +12,6 @@
 
 namespace gsa::decode {
 
-// Transposes an 8x8 matrix of 16-bit values spread over the warp.
-__device__ __forceinline__ unsigned transpose8x8(unsigned x) {
-  unsigned y;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
-}
-
-__device__ __forceinline__ unsigned pack(float low, float high) {
-  const __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&x);
-}
-
-// exp2(a - b) where b is the larger; nothing against nothing is 0.
-__device__ __forceinline__ float weight_of(float a, float b) {
-  return a == -INFINITY ? 0.0f : cuda::fast_exp2(a - b);
-}
-
 // One warp's running softmax over its keys, in base 2. Lane (g, q) = (lane / 4, lane % 4) holds columns
 // (heads) 2q, 2q + 1 of each block of eight. Row r of block m of the output is dimension dimension(m, r).
 template <int kDim, int kBlocks>
@@ -149,14 +132,14 @@ __device__ __forceinline__ void weigh(Accumulator<kDim, kBlocks>& acc, float (&l
       for (int offset = 4; offset < 32; offset *= 2)
         peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, offset));
       peak = fmaxf(peak, acc.peak[n][h]);
-      factor[h] = weight_of(acc.peak[n][h], peak);
+      factor[h] = cuda::softmax_weight(acc.peak[n][h], peak);
       acc.peak[n][h] = peak;
       s[h] = seen0 ? cuda::fast_exp2(s[h] - peak) : 0.0f;
       s[h + 2] = seen8 ? cuda::fast_exp2(s[h + 2] - peak) : 0.0f;
       acc.sum[n][h] = acc.sum[n][h] * factor[h] + s[h] + s[h + 2];
     }
-    weights[n][0] = transpose8x8(pack(s[0], s[1]));
-    weights[n][1] = transpose8x8(pack(s[2], s[3]));
+    weights[n][0] = cuda::transpose8x8(cuda::pack_bf16(s[0], s[1]));
+    weights[n][1] = cuda::transpose8x8(cuda::pack_bf16(s[2], s[3]));
 #pragma unroll
     for (int m = 0; m < kDim / 16; ++m) {
       acc.out[n][m][0] *= factor[0];

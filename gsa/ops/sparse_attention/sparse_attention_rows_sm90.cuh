@@ -5,6 +5,7 @@
 
 #include <climits>
 
+#include "gsa/cuda/mma.h"
 #include "gsa/cuda/reduction.h"
 #include "gsa/ops/sparse_attention/sparse_attention_stages_sm90.cuh"
 

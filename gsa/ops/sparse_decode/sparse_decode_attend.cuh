@@ -4,15 +4,11 @@
 
 #include "gsa/cuda/cp_async.h"
 #include "gsa/cuda/launch.h"
+#include "gsa/cuda/mma.h"
 #include "gsa/cuda/reduction.h"
 #include "gsa/ops/sparse_decode/sparse_decode_list.cuh"
 
 namespace gsa::sparse_decode {
-
-// exp2(a - b) where b is the larger; nothing against nothing is 0.
-__device__ __forceinline__ float weight_of(float a, float b) {
-  return a == -INFINITY ? 0.0f : cuda::fast_exp2(a - b);
-}
 
 // One row's keys and values of all groups.
 struct Tokens {
@@ -93,14 +89,14 @@ __device__ __forceinline__ void weigh(Softmax& softmax, float (&s)[4], bool seen
     for (int offset = 4; offset < 32; offset *= 2)
       peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, offset));
     peak = fmaxf(peak, softmax.peak[h]);
-    factor[h] = weight_of(softmax.peak[h], peak);
+    factor[h] = cuda::softmax_weight(softmax.peak[h], peak);
     softmax.peak[h] = peak;
     s[h] = seen0 ? cuda::fast_exp2(s[h] - peak) : 0.0f;
     s[h + 2] = seen8 ? cuda::fast_exp2(s[h + 2] - peak) : 0.0f;
     softmax.sum[h] = softmax.sum[h] * factor[h] + s[h] + s[h + 2];
   }
-  weights[0] = cuda::transpose8x8(cuda::bf16_pair(s[0], s[1]));
-  weights[1] = cuda::transpose8x8(cuda::bf16_pair(s[2], s[3]));
+  weights[0] = cuda::transpose8x8(cuda::pack_bf16(s[0], s[1]));
+  weights[1] = cuda::transpose8x8(cuda::pack_bf16(s[2], s[3]));
 #pragma unroll
   for (auto& out : softmax.out) {
     out[0] *= factor[0];

@@ -39,7 +39,7 @@ __device__ inline void tell_partial(const Workspace& ws, const State& shared, co
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
     if (s >= list.tiles()) break;
-    const float factor = weight_of(shared.peak[s * kGroups + group][own], peak);
+    const float factor = cuda::softmax_weight(shared.peak[s * kGroups + group][own], peak);
     const float4 found = *reinterpret_cast<const float4*>(
         reinterpret_cast<const float*>(tiles + s * kTileBytes) + head * kOutStride + thread * 4 % kDim);
     sum += shared.sum[s * kGroups + group][own] * factor;
@@ -122,7 +122,7 @@ __device__ inline void finish(const Workspace& ws, const Share& share, char* mem
 #pragma unroll 5
     for (int s = part; s < splits; s += lanes) {
       const float2 of_part = peaks[piece * splits + s];
-      const float factor = weight_of(of_part.x, peak);
+      const float factor = cuda::softmax_weight(of_part.x, peak);
       sum += of_part.y * factor;
       total += found[(piece * splits + s) * kItemStride + output % kPiece] * factor;
     }

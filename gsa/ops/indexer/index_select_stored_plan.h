@@ -69,7 +69,8 @@ struct QueryWant {
 
 // Entries of a row of margins.
 GSA_HOST_DEVICE inline int64_t margin_pitch(const IndexSelectParams& p) {
-  return (p.keys + 2 * kBlockKeys - 1) / (2 * kBlockKeys) * (2 * kBlockKeys);
+  constexpr int64_t kStep = int64_t{2} * kBlockKeys;
+  return (p.keys + kStep - 1) / kStep * kStep;
 }
 
 // The workspace: header, scores, and for shared rows what queries want and the tiles' margins.

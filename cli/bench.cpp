@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <memory>
@@ -78,6 +79,10 @@ void run(Arguments& arguments) {
   bench.device = parse_device(arguments.device);
   bench.dtype = parse_dtype(arguments.dtype, bench.device);
   bench.text_overlap = arguments.overlap == "text";
+  const bool chunks = std::find(bench.phases.begin(), bench.phases.end(), "chunk") != bench.phases.end();
+  const int64_t longest = *std::max_element(bench.lengths.begin(), bench.lengths.end());
+  if (chunks && *std::min_element(bench.chunks.begin(), bench.chunks.end()) >= longest)
+    fail("--chunks expected one below the longest of --lengths, ", longest, ", got none");
   if (!arguments.json) print_header();
   bool first = true;
   testing::bench_attention(bench, [&](const Json& row) {

@@ -61,6 +61,9 @@ class BenchTest(unittest.TestCase):
         result = bench("--dtype", "int8")
         self.assertEqual(result.returncode, 2)
         self.assertIn("--dtype expected", result.stderr)
+        result = bench("--lengths", "64", "--phases", "chunk", "--chunks", "64,100")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--chunks expected one below the longest of --lengths, 64", result.stderr)
         for lengths in ("0", "-5", "8192,x", "1e30"):
             result = bench("--lengths", lengths)
             self.assertEqual(result.returncode, 2)

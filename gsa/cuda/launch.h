@@ -6,9 +6,16 @@
 
 #include "gsa/cuda/runtime.h"
 
-#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation.h has its own
-
 namespace gsa::cuda {
+
+// How many multiprocessors the current device has.
+inline cudaError_t count_multiprocessors(int* count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) : error;
+}
+
+#ifndef GSA_EMULATE_CUDA  // gsa/testing/cuda_emulation.h has its own
 
 // kernel<<<blocks, threads, shared_bytes, stream>>>(arguments...)
 template <class... Parameters, class... Arguments>
@@ -32,6 +39,6 @@ __device__ __forceinline__ void named_barrier(int barrier) {
   asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
-}  // namespace gsa::cuda
-
 #endif
+
+}  // namespace gsa::cuda

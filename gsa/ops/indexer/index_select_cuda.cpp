@@ -11,6 +11,7 @@
 
 #include <string>
 
+#include "gsa/ops/cuda_tensors.h"
 #include "gsa/ops/indexer/index_select.h"
 #include "gsa/ops/indexer/index_select_decode_cuda.h"
 #include "gsa/ops/indexer/index_select_problem.h"
@@ -20,18 +21,6 @@ namespace gsa {
 namespace {
 
 constexpr const char* kOp = "index_select";
-
-bool is_hopper(const at::Tensor& tensor) {
-  int major = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, tensor.get_device()));
-  return major == 9;
-}
-
-/// Contiguous and aligned as the copy engine needs it.
-at::Tensor as_loadable(const at::Tensor& tensor) {
-  const at::Tensor whole = tensor.contiguous();
-  return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 == 0 ? whole : whole.clone();
-}
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> index_select_cuda(
     const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
@@ -70,8 +59,8 @@ std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_fused
   if (index_query.scalar_type() != at::kBFloat16 || !is_hopper(index_query) ||
       !index_select_sm90_takes(params))
     return std::nullopt;
-  const at::Tensor query = as_loadable(index_query);
-  const at::Tensor key = as_loadable(index_key.to(at::kBFloat16));  // exact, for the FP8 keys of a cache
+  const at::Tensor query = as_aligned(index_query);
+  const at::Tensor key = as_aligned(index_key.to(at::kBFloat16));  // exact, for the FP8 keys of a cache
   const at::Tensor weight = as_floats(head_weight, query), bias = as_floats(head_bias, query);
   const at::Tensor mean = as_floats(running_mean, query), scale = as_floats(log_scale, query);
   const int64_t rows = (params.queries + options.query_tile - 1) / options.query_tile;

@@ -7,6 +7,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "gsa/base/check.h"
+#include "gsa/ops/cuda_tensors.h"
 #include "gsa/ops/indexer/decode_workspace_cuda.h"
 #include "gsa/ops/indexer/index_select_decode.h"
 #include "gsa/ops/indexer/index_select_problem.h"
@@ -26,14 +27,7 @@ at::Tensor as_kernel_dtype(const at::Tensor& index_key) {
 /// Each token's index key is contiguous and follows the one before, 16-byte aligned: views of a cache are.
 bool loadable(const at::Tensor& index_key) {
   return index_key.stride(2) == 1 && (index_key.size(1) == 1 || index_key.stride(1) == index_key.size(2)) &&
-         reinterpret_cast<uintptr_t>(index_key.const_data_ptr()) % 16 == 0;
-}
-
-/// Asked of the runtime, not of ATen: libgsa is not linked to libtorch_cuda.
-int device_attribute(cudaDeviceAttr attribute, const at::Tensor& tensor) {
-  int value = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, tensor.get_device()));
-  return value;
+         is_aligned(index_key);
 }
 
 }  // namespace
@@ -52,10 +46,8 @@ std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decod
   set_problem(params, index_query, key, options);
   params.key_batch_stride = params.batch == 1 ? 0 : key.stride(0);
   params.float8_keys = key.scalar_type() == at::kFloat8_e4m3fn;
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor, key) != 9 || !index_select_decode_supported(params))
-    return std::nullopt;
-  at::Tensor query = index_query.contiguous();
-  if (reinterpret_cast<uintptr_t>(query.const_data_ptr()) % 16 != 0) query = query.clone();
+  if (!is_hopper(key) || !index_select_decode_supported(params)) return std::nullopt;
+  const at::Tensor query = as_aligned(index_query);
   const at::Tensor weight = as_floats(head_weight, query), bias = as_floats(head_bias, query);
   const at::Tensor mean = as_floats(running_mean, query), scale = as_floats(log_scale, query);
   at::Tensor row_lengths;

@@ -1,4 +1,5 @@
 // Launches index_select's decode kernel: how a problem is laid out on the device.
+#include "gsa/cuda/launch.h"
 #include "gsa/ops/indexer/index_select_decode.h"
 #include "gsa/ops/indexer/index_select_decode_kernel.cuh"
 
@@ -142,10 +143,8 @@ size_t index_select_decode_zeroed_bytes(const IndexSelectDecodeParams& params, i
 
 cudaError_t launch_index_select_decode(const IndexSelectDecodeParams& params, cudaStream_t stream) {
   if (!index_select_decode_supported(params)) return cudaErrorNotSupported;
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
-    return error;
+  int multiprocessors = 0;
+  if (cudaError_t error = cuda::count_multiprocessors(&multiprocessors)) return error;
   const decode::Plan plan = decode::make_plan(params, multiprocessors);
   for (int64_t first = 0; first < params.batch; first += plan.batch) {
     IndexSelectDecodeParams rows = params;

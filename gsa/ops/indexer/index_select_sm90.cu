@@ -11,9 +11,8 @@ namespace gsa {
 namespace fused_select {
 
 int multiprocessors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  int count = 0;
+  static_cast<void>(cuda::count_multiprocessors(&count));
   return count;
 }
 

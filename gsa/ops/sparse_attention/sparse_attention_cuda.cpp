@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "gsa/ops/cuda_tensors.h"
 #include "gsa/ops/element_type.h"
 #include "gsa/ops/sparse_attention/sparse_attention.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode.h"
@@ -22,7 +23,7 @@ constexpr const char* kOp = "sparse_attention";
 /// Rows of E contiguous elements that 16-byte loads can read: a copy where the tensor is not that already.
 at::Tensor as_loadable(const at::Tensor& x) {
   const int64_t unit = 16 / static_cast<int64_t>(x.element_size());
-  bool fits = x.stride(3) == 1 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  bool fits = x.stride(3) == 1 && is_aligned(x);
   for (int64_t i = 0; i < 3; ++i) fits = fits && (x.size(i) == 1 || x.stride(i) % unit == 0);
   return fits ? x : x.clone(at::MemoryFormat::Contiguous);
 }
@@ -51,13 +52,6 @@ SparseAttentionParams sizes_of(const at::Tensor& query, const at::Tensor& key, c
 bool small_enough(const at::Tensor& query, const at::Tensor& key) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
   return key.size(1) <= kMost / 2 && query.size(0) * (query.size(1) + 64) * query.size(2) <= kMost;
-}
-
-/// Asked of the runtime, not of ATen: libgsa is not linked to libtorch_cuda.
-bool is_hopper(const at::Tensor& tensor) {
-  int major = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, tensor.get_device()));
-  return major == 9;
 }
 
 /// The same problem for the decode kernel, which wants few queries and tokens that lie one after the other:

@@ -5,6 +5,7 @@
 // and the group's heads as columns, then O^T += V^T P^T. Warps merge through shared memory, CTAs through the
 // cluster's distributed shared memory.
 #include "gsa/cuda/grid.h"
+#include "gsa/cuda/launch.h"
 #include "gsa/cuda/mbarrier.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode.h"
 #include "gsa/ops/sparse_attention/sparse_attention_decode_tile.cuh"
@@ -263,10 +264,8 @@ bool sparse_attention_decode_supported(const SparseAttentionDecodeParams& p) {
 
 cudaError_t launch_sparse_attention_decode(const SparseAttentionDecodeParams& params, cudaStream_t stream) {
   if (!sparse_attention_decode_supported(params)) return cudaErrorNotSupported;
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
-    return error;
+  int multiprocessors = 0;
+  if (cudaError_t error = cuda::count_multiprocessors(&multiprocessors)) return error;
   const bool wide = params.heads / params.groups > 8;
   if (params.dim == 64) {
     return wide ? decode::launch_warps<64, 2>(params, multiprocessors, stream)

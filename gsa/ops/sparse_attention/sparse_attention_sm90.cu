@@ -10,6 +10,7 @@
 //
 // The walk is a built union of per-query rows with bit masks (query_tile 1, sparse_attention_walk.h) or the
 // shared row itself (query_tile 64), where only the future is masked.
+#include "gsa/cuda/launch.h"
 #include "gsa/ops/sparse_attention/sparse_attention_rows_sm90.cuh"
 
 namespace gsa::sparse_attention {
@@ -260,12 +261,10 @@ __global__ void __launch_bounds__(threads(kSets), 1) attend_tiles(const __grid_c
 template <int E, bool kSharedRow, int kSets>
 cudaError_t launch_kernel(const Job& job, cudaStream_t stream) {
   const auto kernel = attend_tiles<E, kSharedRow, kSets>;
-  int device = 0, multiprocessors = 0;
+  int multiprocessors = 0;
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Stages<E>::kBytes);
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cuda::count_multiprocessors(&multiprocessors);
   if (error != cudaSuccess) return error;
   const int64_t items = int64_t(job.tiles) * job.packing.parts * job.p.kv_heads;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, multiprocessors));

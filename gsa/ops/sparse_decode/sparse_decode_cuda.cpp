@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "gsa/ops/cuda_tensors.h"
 #include "gsa/ops/indexer/decode_workspace_cuda.h"
 #include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/ops/sparse_decode/sparse_decode_sm90.h"
@@ -13,25 +14,13 @@
 namespace gsa {
 namespace {
 
-bool aligned(const at::Tensor& tensor) {
-  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-}
-
 /// A cache whose tokens lie side by side, as views of a larger one do; rows may lie anywhere.
 bool is_cache(const at::Tensor& tensor) {
-  return aligned(tensor) && tensor.size(1) > 0 && tensor[0].is_contiguous() &&
-         tensor.stride(0) * tensor.element_size() % 16 == 0;
-}
-
-at::Tensor as_aligned(const at::Tensor& tensor) {
-  const at::Tensor whole = tensor.contiguous();
-  return aligned(whole) ? whole : whole.clone();
-}
-
-int attribute(cudaDeviceAttr which, const at::Tensor& tensor) {
-  int value = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, tensor.get_device()));
-  return value;
+  int64_t inner = 1;
+  bool packed = is_aligned(tensor) && tensor.stride(0) * tensor.element_size() % 16 == 0;
+  for (int64_t i = tensor.dim() - 1; i > 0; inner *= tensor.size(i--))
+    packed = packed && (tensor.size(i) == 1 || tensor.stride(i) == inner);
+  return packed;
 }
 
 }  // namespace
@@ -55,10 +44,8 @@ std::optional<SparseDecodeResult> sparse_decode_fused(
   params.groups = static_cast<int>(key.size(2));
   params.dim = static_cast<int>(query.size(3));
   params.scale = static_cast<float>(scale);
-  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount, query);
-  if (attribute(cudaDevAttrComputeCapabilityMajor, query) != 9 ||
-      !sparse_decode_supported(params, multiprocessors))
-    return std::nullopt;
+  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, query);
+  if (!is_hopper(query) || !sparse_decode_supported(params, multiprocessors)) return std::nullopt;
   const at::Tensor whole_query = as_aligned(query), whole_index_query = as_aligned(index_query);
   const at::Tensor weight = as_floats(head_weight, query), bias = as_floats(head_bias, query);
   const auto floats = query.options().dtype(at::kFloat);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "gsa/cuda/launch.h"
 #include "gsa/ops/sparse_decode/sparse_decode_kernel.cuh"
 #include "gsa/ops/sparse_decode/sparse_decode_sm90.h"
 
@@ -115,10 +116,8 @@ size_t sparse_decode_workspace_bytes(const SparseDecodeParams& params, int multi
 cudaError_t launch_sparse_decode(const SparseDecodeParams& params, cudaStream_t stream) {
   using sparse_decode::Plan, sparse_decode::make_plan, sparse_decode::place_workspace,
       sparse_decode::kThreads;
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
-    return error;
+  int multiprocessors = 0;
+  if (cudaError_t error = cuda::count_multiprocessors(&multiprocessors)) return error;
   if (!sparse_decode_supported(params, multiprocessors)) return cudaErrorNotSupported;
   const Plan plan = make_plan(params, multiprocessors);
   sparse_decode::Workspace ws{};

@@ -220,10 +220,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (part.row < 0) return;
   Queries<Key, kDim, kColumns> queries;
   queries.fetch(p, part.row);  // before the keys, or they queue behind them
-  KeyRing<Tile<Key, kDim>::kStepBytes> ring(
+  KeyRing<typename Tile<Key, kDim>::Steps> ring(
       shared, dynamic, layout,
-      static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes,
-      Tile<Key, kDim>::kRowBytes, part);
+      {static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes,
+       Tile<Key, kDim>::kRowBytes, part, layout.scoring_warps});
 
   const int tokens = kSolo ? 1 : static_cast<int>(p.queries);
   double* moments = reinterpret_cast<double*>(dynamic + layout.scoring_warps * layout.ring_bytes / 16);

@@ -17,6 +17,7 @@ struct Tile {
   static constexpr int kRowBytes = kDim * Key::kBytes;
   static constexpr int kStepKeys = kRowBytes > 128 ? 16 : 32;  // that a warp takes at a time
   static constexpr int kStepBytes = kStepKeys * kRowBytes;
+  using Steps = PartSteps<kStepBytes>;
   static constexpr int kStepLoads = kStepBytes / 512;  // 16-byte pieces of a lane
   static constexpr int kMma = kStepKeys / 16 < Key::kMma ? kStepKeys / 16 : Key::kMma;  // of one block
   static constexpr int kBlocks = kStepKeys / 16 / kMma;  // of a step, one after the other
@@ -107,6 +108,13 @@ struct Queries {
 struct Moments {
   double sum = 0, square = 0;
   int count = 0;
+
+  __device__ __forceinline__ void add(float score, bool seen) {
+    const double x = seen ? score : 0.0f;
+    sum += x;
+    square = fma(x, x, square);
+    count += seen;
+  }
 };
 
 // Adds up the warp's moments, except over quads: those hold different queries. Of kSets sets of columns, the
@@ -135,7 +143,7 @@ __device__ __forceinline__ void leave_moments(Shared& shared, Moments (&moments)
 // keys that are not kept anyway into histogram[query], moments into shared.moments.
 template <class Key, int kDim, int kColumns>
 __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part part, Shared& shared,
-                                  KeyRing<Tile<Key, kDim>::kStepBytes>& ring, int warps,
+                                  KeyRing<typename Tile<Key, kDim>::Steps>& ring, int warps,
                                   const uint4* query_pieces, const float4* head_terms,
                                   const float2* column_scales, unsigned* histogram, float* scores,
                                   int stride) {
@@ -151,10 +159,7 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
     const int position = part.length - tokens + query;
     const bool mine = query < tokens && key < part.end;
     const bool seen = mine && key <= position && score == score;
-    const double x = seen ? score : 0.0f;
-    m.sum += x;
-    m.square = fma(x, x, m.square);
-    m.count += seen;
+    m.add(score, seen);
     const bool usable = seen && score > -INFINITY;
     if (usable && key >= p.keep_first && key <= position - p.keep_recent)
       atomicAdd(histogram + query * kBins + clamp_bin(bin_of(shared.bins[query], score)), 1u);
@@ -243,62 +248,92 @@ __device__ inline void score_part(const IndexSelectDecodeParams& p, const Part p
   leave_moments<kSets>(shared, moments);
 }
 
-// The same for one token of four heads, the common case. Keys are the columns of the products and heads their
-// rows, every head in four copies: the lanes of copy r keep the r-th eight of 32 keys. So a lane holds two
-// heads of two keys, every lane activates and only one sum needs another lane.
+// One token of four heads, the common case. Keys are the columns of the products and heads their rows, every
+// head in four copies: the lanes of copy r keep the r-th eight of 32 keys. So a lane holds two heads of two
+// keys, every lane activates and only one sum needs another lane.
 template <class Key, int kDim>
-__device__ inline void score_part_solo(const IndexSelectDecodeParams& p, const Part part, Shared& shared,
-                                       KeyRing<Tile<Key, kDim>::kStepBytes>& ring, int warps,
-                                       const uint4* query_pieces, const float4* head_terms,
-                                       const float2* column_scales, unsigned* histogram, float* scores) {
+class SoloScorer {
   using T = Tile<Key, kDim>;
   static_assert(T::kStepKeys == 32);
-  constexpr int kProducts = kDim / 16, kEach = kProducts / T::kLoads;  // products of a 16-byte piece
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
-  const int copy = group / 2, pair = group % 2;  // rows: heads 2 pair and 2 pair + 1
-  unsigned query[kProducts][4];
+  static constexpr int kProducts = kDim / 16, kEach = kProducts / T::kLoads;  // products of a 16-byte piece
+
+ public:
+  __device__ __forceinline__ SoloScorer(const uint4* query_pieces, const float4* head_terms,
+                                        const float2* column_scales) {
+    const int lane = threadIdx.x & 31;
+    group_ = lane / 4;
+    quad_ = lane % 4;
+    copy_ = group_ / 2;
+    pair_ = group_ % 2;
 #pragma unroll
-  for (int i = 0; i < kProducts; ++i) {
-    const uint2* pieces = reinterpret_cast<const uint2*>(query_pieces + i / 2 * 32 + pair * 8 + quad) + i % 2;
-    query[i][0] = pieces[0].x;
-    query[i][1] = pieces[8].x;
-    query[i][2] = pieces[0].y;
-    query[i][3] = pieces[8].y;
+    for (int i = 0; i < kProducts; ++i) {
+      const uint2* pieces =
+          reinterpret_cast<const uint2*>(query_pieces + i / 2 * 32 + pair_ * 8 + quad_) + i % 2;
+      query_[i][0] = pieces[0].x;
+      query_[i][1] = pieces[8].x;
+      query_[i][2] = pieces[0].y;
+      query_[i][3] = pieces[8].y;
+    }
+    term_ = head_terms[pair_];
+    factor_ = Key::unscale(rsqrtf(static_cast<float>(kDim)), column_scales + pair_);
   }
-  const int stride_keys = warps * T::kStepKeys;
-  const float4 term = head_terms[pair];
-  const float2 factor = Key::unscale(rsqrtf(static_cast<float>(kDim)), column_scales + pair);
-  const float2 bins = shared.bins[0];
-  const int first_counted = p.keep_first, last_counted = min(part.length - 1 - p.keep_recent, part.end - 1);
-  Moments moments[1];
-  int key = part.begin + warp * T::kStepKeys + copy * 8 + quad * 2 + pair;
-  for (int base = warp < warps ? part.begin + warp * T::kStepKeys : part.end; base < part.end;
-       base += stride_keys) {
-    const uint4* keys = ring.wait() + group * T::kRowPieces + quad;
+
+  // Which key of a step's 32 is the lane's.
+  __device__ __forceinline__ int place() const {
+    return copy_ * 8 + quad_ * 2 + pair_;
+  }
+
+  // The score of the lane's key in the ring's next step.
+  template <class Steps>
+  __device__ __forceinline__ float score(IndexActivation activation, KeyRing<Steps>& ring) const {
+    static_assert(Steps::kBytes == T::kStepBytes);
+    const uint4* keys = ring.wait() + group_ * T::kRowPieces + quad_;
     float c[4][4] = {};
 #pragma unroll
     for (int i = 0; i < T::kLoads; ++i)
 #pragma unroll
       for (int eight = 0; eight < 4; ++eight)
-        Key::multiply_rows(c[eight], query + i * kEach, keys[eight * 8 * T::kRowPieces + i * 4]);
+        Key::multiply_rows(c[eight], query_ + i * kEach, keys[eight * 8 * T::kRowPieces + i * 4]);
     ring.refill();
     float z[4];  // of two heads, two keys each
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float low = copy % 2 ? c[1][i] : c[0][i], high = copy % 2 ? c[3][i] : c[2][i];
-      z[i] = fmaf(copy / 2 ? high : low, i / 2 ? factor.y : factor.x, i / 2 ? term.w : term.y);
+      const float low = copy_ % 2 ? c[1][i] : c[0][i], high = copy_ % 2 ? c[3][i] : c[2][i];
+      z[i] = fmaf(copy_ / 2 ? high : low, i / 2 ? factor_.y : factor_.x, i / 2 ? term_.w : term_.y);
     }
-    activate(p.activation, z);
+    activate(activation, z);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) z[i] *= i / 2 ? term.z : term.x;
+    for (int i = 0; i < 4; ++i) z[i] *= i / 2 ? term_.z : term_.x;
     const float first = z[0] + z[2], second = z[1] + z[3];
-    const float other = __shfl_xor_sync(0xffffffffu, pair ? first : second, 4);
-    const float score = (pair ? second : first) + other;
+    const float other = __shfl_xor_sync(0xffffffffu, pair_ ? first : second, 4);
+    return (pair_ ? second : first) + other;
+  }
+
+ private:
+  int group_, quad_, copy_, pair_;  // rows: heads 2 pair and 2 pair + 1
+  unsigned query_[kProducts][4];
+  float4 term_;
+  float2 factor_;
+};
+
+// score_part for one token of four heads.
+template <class Key, int kDim>
+__device__ inline void score_part_solo(const IndexSelectDecodeParams& p, const Part part, Shared& shared,
+                                       KeyRing<typename Tile<Key, kDim>::Steps>& ring, int warps,
+                                       const uint4* query_pieces, const float4* head_terms,
+                                       const float2* column_scales, unsigned* histogram, float* scores) {
+  const SoloScorer<Key, kDim> scorer(query_pieces, head_terms, column_scales);
+  constexpr int kStepKeys = Tile<Key, kDim>::kStepKeys;
+  const int warp = threadIdx.x / 32, stride_keys = warps * kStepKeys;
+  const float2 bins = shared.bins[0];
+  const int first_counted = p.keep_first, last_counted = min(part.length - 1 - p.keep_recent, part.end - 1);
+  Moments moments[1];
+  int key = part.begin + warp * kStepKeys + scorer.place();
+  for (int base = warp < warps ? part.begin + warp * kStepKeys : part.end; base < part.end;
+       base += stride_keys) {
+    const float score = scorer.score(p.activation, ring);
     const bool mine = key < part.end, seen = mine && score == score, usable = seen && score > -INFINITY;
-    const double x = seen ? score : 0.0f;
-    moments[0].sum += x;
-    moments[0].square = fma(x, x, moments[0].square);
-    moments[0].count += seen;
+    moments[0].add(score, seen);
     if (usable && key >= first_counted && key <= last_counted)
       atomicAdd(histogram + clamp_bin(bin_of(bins, score)), 1u);
     if (mine) scores[key - part.begin] = usable ? score : NAN;

@@ -67,8 +67,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int thread = threadIdx.x, warp = thread / 32;
   Queries<Key, 64, 1> queries;
   queries.fetch(p, part.row);
-  WordRing ring(shared, dynamic, layout,
-                static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes, share);
+  KeyRing<WordSteps> ring(
+      shared, dynamic, layout,
+      {static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes, share,
+       layout.scoring_warps});
   const bool spilled = share.words > places.words_in_shared;
   float* scores = spilled ? ws.scores + static_cast<size_t>(blockIdx.x) * places.words * kWord
                           : reinterpret_cast<float*>(dynamic + places.scores);

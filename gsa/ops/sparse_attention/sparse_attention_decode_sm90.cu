@@ -112,8 +112,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
                          : make_uint4(0, 0, 0, 0);
   const int position = length - tokens + query;
 
-  Accumulator<kDim, kBlocks> acc;
-  acc.clear();
+  Softmax<kDim> softmax[kBlocks];
   const int tiles = (count + kAttentionTile - 1) / kAttentionTile;
   for (; at < tiles; at += step) {
     const int index = at * kAttentionTile + lane % 16 < count && next <= position ? next : -1;
@@ -124,8 +123,12 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
     float logits[kBlocks][4];
     unsigned weights[kBlocks][2];
     multiply_keys<kDim, kBlocks>(logits, tile, pieces);
-    weigh<kDim, kBlocks>(acc, logits, index, p.scale * 1.44269504f, weights);
-    add_values(acc, tile, weights);
+    const bool seen0 = __shfl_sync(0xffffffffu, index, group) >= 0;
+    const bool seen8 = __shfl_sync(0xffffffffu, index, group + 8) >= 0;
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n)
+      weigh(softmax[n], logits[n], seen0, seen8, p.scale * 1.44269504f, weights[n]);
+    add_values(softmax, tile, weights);
   }
 
   // Each warp leaves its softmax in shared memory.
@@ -134,18 +137,16 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocks == 1 && kWarps == 4 ? 3 :
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int head = n * 8 + quad * 2 + h, place = warp * heads + head;
-      float sum = acc.sum[n][h];
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      const float sum = total_weight(softmax[n], h);
       if (head >= heads) continue;
       if (group == 0) {
-        partial.peak[place] = acc.peak[n][h];
+        partial.peak[place] = softmax[n].peak[h];
         partial.sum[place] = sum;
       }
 #pragma unroll
       for (int m = 0; m < kDim / 16; ++m) {
         float* out = partial.out + place * kDim + dimension(m, group, 0);
-        *reinterpret_cast<float2*>(out) = make_float2(acc.out[n][m][h], acc.out[n][m][h + 2]);
+        *reinterpret_cast<float2*>(out) = make_float2(softmax[n].out[m][h], softmax[n].out[m][h + 2]);
       }
     }
   }

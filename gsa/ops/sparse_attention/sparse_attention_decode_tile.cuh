@@ -7,29 +7,9 @@
 
 #include <cstdint>
 
-#include "gsa/cuda/mma.h"
-#include "gsa/cuda/reduction.h"
+#include "gsa/ops/sparse_attention/sparse_attention_decode_softmax.cuh"
 
 namespace gsa::decode {
-
-// One warp's running softmax over its keys, in base 2. Lane (g, q) = (lane / 4, lane % 4) holds columns
-// (heads) 2q, 2q + 1 of each block of eight. Row r of block m of the output is dimension dimension(m, r).
-template <int kDim, int kBlocks>
-struct Accumulator {
-  static constexpr int kRows = kDim / 16;
-  float out[kBlocks][kRows][4];
-  float peak[kBlocks][2], sum[kBlocks][2];
-
-  __device__ void clear() {
-#pragma unroll
-    for (int n = 0; n < kBlocks; ++n) {
-      peak[n][0] = peak[n][1] = -INFINITY;
-      sum[n][0] = sum[n][1] = 0;
-#pragma unroll
-      for (int m = 0; m < kRows; ++m) out[n][m][0] = out[n][m][1] = out[n][m][2] = out[n][m][3] = 0;
-    }
-  }
-};
 
 // A tile's rows of keys and values as a lane holds them.
 template <int kDim>
@@ -69,7 +49,7 @@ __device__ __forceinline__ void gather_values(Gathered<kDim>& tile, int index, c
 
 // A fragment of V^T from word w (two dimensions) of pairs of keys.
 template <int kDim, int kBlocks>
-__device__ __forceinline__ void add_values(Accumulator<kDim, kBlocks>& acc, const Gathered<kDim>& tile,
+__device__ __forceinline__ void add_values(Softmax<kDim> (&softmax)[kBlocks], const Gathered<kDim>& tile,
                                            const unsigned (&weights)[kBlocks][2]) {
 #pragma unroll
   for (int i = 0; i < kDim / 64; ++i) {
@@ -83,12 +63,12 @@ __device__ __forceinline__ void add_values(Accumulator<kDim, kBlocks>& acc, cons
       const unsigned a2 = __byte_perm(x8, x9, 0x5410), a3 = __byte_perm(x8, x9, 0x7632);
 #pragma unroll
       for (int n = 0; n < kBlocks; ++n)
-        cuda::mma_bf16(acc.out[n][i * 4 + w], a0, a1, a2, a3, weights[n][0], weights[n][1]);
+        cuda::mma_bf16(softmax[n].out[i * 4 + w], a0, a1, a2, a3, weights[n][0], weights[n][1]);
     }
   }
 }
 
-// The dimension that accumulator block m holds in its row g (half 0) or g + 8 (half 1).
+// The dimension that block m of the output holds in its row g (half 0) or g + 8 (half 1).
 __device__ __forceinline__ int dimension(int m, int group, int half) {
   return m / 4 * 64 + group * 8 + m % 4 * 2 + half;
 }
@@ -108,45 +88,6 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[kBlocks][4], const
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) logits[n][i] = c[i];
-  }
-}
-
-// Turns logits into weights exp2(scale * logit - peak) in the layout of a B operand, and rescales what was
-// accumulated before under a lower peak.
-template <int kDim, int kBlocks>
-__device__ __forceinline__ void weigh(Accumulator<kDim, kBlocks>& acc, float (&logits)[kBlocks][4], int index,
-                                      float scale, unsigned (&weights)[kBlocks][2]) {
-  const int group = (threadIdx.x & 31) / 4;
-  const bool seen0 = __shfl_sync(0xffffffffu, index, group) >= 0;
-  const bool seen8 = __shfl_sync(0xffffffffu, index, group + 8) >= 0;
-#pragma unroll
-  for (int n = 0; n < kBlocks; ++n) {
-    float* s = logits[n];
-    float factor[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      s[h] = seen0 ? s[h] * scale : -INFINITY;
-      s[h + 2] = seen8 ? s[h + 2] * scale : -INFINITY;
-      float peak = fmaxf(s[h], s[h + 2]);
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2)
-        peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, offset));
-      peak = fmaxf(peak, acc.peak[n][h]);
-      factor[h] = cuda::softmax_weight(acc.peak[n][h], peak);
-      acc.peak[n][h] = peak;
-      s[h] = seen0 ? cuda::fast_exp2(s[h] - peak) : 0.0f;
-      s[h + 2] = seen8 ? cuda::fast_exp2(s[h + 2] - peak) : 0.0f;
-      acc.sum[n][h] = acc.sum[n][h] * factor[h] + s[h] + s[h + 2];
-    }
-    weights[n][0] = cuda::transpose8x8(cuda::pack_bf16(s[0], s[1]));
-    weights[n][1] = cuda::transpose8x8(cuda::pack_bf16(s[2], s[3]));
-#pragma unroll
-    for (int m = 0; m < kDim / 16; ++m) {
-      acc.out[n][m][0] *= factor[0];
-      acc.out[n][m][1] *= factor[1];
-      acc.out[n][m][2] *= factor[0];
-      acc.out[n][m][3] *= factor[1];
-    }
   }
 }
 

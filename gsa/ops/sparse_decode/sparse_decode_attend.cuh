@@ -6,6 +6,7 @@
 #include "gsa/cuda/launch.h"
 #include "gsa/cuda/mma.h"
 #include "gsa/cuda/reduction.h"
+#include "gsa/ops/sparse_attention/sparse_attention_decode_softmax.cuh"
 #include "gsa/ops/sparse_decode/sparse_decode_list.cuh"
 
 namespace gsa::sparse_decode {
@@ -51,14 +52,7 @@ __device__ __forceinline__ void copy_tile(char* tiles, const Tokens& tokens, con
   cuda::cp_async_commit();
 }
 
-// A warp's running softmax in base 2 over its tokens, for a group's heads. Lane (g, q) holds heads 2q, 2q + 1
-// (those beyond the group's are zero); block m of the output has dimensions 16 m + g and 16 m + g + 8.
-struct Softmax {
-  float out[kDim / 16][4] = {};
-  float peak[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-};
-
-// S^T = K Q^T: lane (g, q) gets tokens g, g + 8 and heads 2q, 2q + 1.
+// S^T = K Q^T: lane (g, q) gets tokens g, g + 8 and heads 2q, 2q + 1 (zero beyond the group's).
 __device__ __forceinline__ void multiply_keys(float (&logits)[4], const char* keys, const char* query) {
   const int lane = threadIdx.x & 31;
   const bool there = lane / 4 < kGroupHeads;  // columns beyond are zero
@@ -74,40 +68,9 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[4], const char* ke
   }
 }
 
-__device__ __forceinline__ void weigh(Softmax& softmax, float (&s)[4], bool seen, float scale,
-                                      unsigned (&weights)[2]) {
-  const int group = (threadIdx.x & 31) / 4;
-  const unsigned all = __ballot_sync(0xffffffffu, seen);
-  const bool seen0 = all >> group & 1, seen8 = all >> (group + 8) & 1;
-  float factor[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    s[h] = seen0 ? s[h] * scale : -INFINITY;
-    s[h + 2] = seen8 ? s[h + 2] * scale : -INFINITY;
-    float peak = fmaxf(s[h], s[h + 2]);
-#pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2)
-      peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, offset));
-    peak = fmaxf(peak, softmax.peak[h]);
-    factor[h] = cuda::softmax_weight(softmax.peak[h], peak);
-    softmax.peak[h] = peak;
-    s[h] = seen0 ? cuda::fast_exp2(s[h] - peak) : 0.0f;
-    s[h + 2] = seen8 ? cuda::fast_exp2(s[h + 2] - peak) : 0.0f;
-    softmax.sum[h] = softmax.sum[h] * factor[h] + s[h] + s[h + 2];
-  }
-  weights[0] = cuda::transpose8x8(cuda::pack_bf16(s[0], s[1]));
-  weights[1] = cuda::transpose8x8(cuda::pack_bf16(s[2], s[3]));
-#pragma unroll
-  for (auto& out : softmax.out) {
-    out[0] *= factor[0];
-    out[1] *= factor[1];
-    out[2] *= factor[0];
-    out[3] *= factor[1];
-  }
-}
-
-// O^T += V^T P^T. Rows of tokens that are not there hold anything: the first `count` are.
-__device__ __forceinline__ void add_values(Softmax& softmax, const char* values, int count,
+// O^T += V^T P^T: block m of the output has dimensions 16 m + g and 16 m + g + 8. Rows of tokens that are not
+// there hold anything: the first `count` are.
+__device__ __forceinline__ void add_values(Softmax<kDim>& softmax, const char* values, int count,
                                            const unsigned (&weights)[2]) {
   const int lane = threadIdx.x & 31, first = lane % 4 * 2;
   const auto mask = [&](int at) { return (at < count ? 0xffffu : 0u) | (at + 1 < count ? 0xffff0000u : 0u); };
@@ -137,9 +100,10 @@ __device__ inline void copy_query(char* to, const void* query, int row) {
 __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, const List& list,
                               const char* query, bool direct, float scale) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, slot = warp / kGroups, group = warp % kGroups;
-  const char* own_query = query + (group * kGroupHeads + lane / 4) * kQueryStride + lane % 4 * 4;
+  const int row = lane / 4;
+  const char* own_query = query + (group * kGroupHeads + row) * kQueryStride + lane % 4 * 4;
   char* keys = tiles + slot * kTileBytes + group * kDim * 2;
-  Softmax softmax;
+  Softmax<kDim> softmax;
   uint32_t parity = 0;
   for (int tile = slot; tile < list.tiles(); tile += kSlots) {
     const int at = tile * list.each + lane % kTile, count = list.count(tile);
@@ -159,7 +123,8 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
       if (seen && at >= list.sure)
         seen = composite(list.keys[at - list.sure], list.positions[at]) >= shared.threshold;
     }
-    weigh(softmax, logits, seen, scale, weights);
+    const unsigned all_seen = __ballot_sync(0xffffffffu, seen);
+    weigh(softmax, logits, all_seen >> row & 1, all_seen >> (row + 8) & 1, scale, weights);
     add_values(softmax, keys + kTile * kRowBytes, count, weights);
     if (direct) {
       __syncwarp();
@@ -174,9 +139,7 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
   float* out = reinterpret_cast<float*>(tiles + slot * kTileBytes) + group * kGroupHeads * kOutStride;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float sum = softmax.sum[h];
-#pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    const float sum = total_weight(softmax, h);
     const int head = quad * 2 + h;
     if (head >= kGroupHeads) continue;
     if (lane < 4) {

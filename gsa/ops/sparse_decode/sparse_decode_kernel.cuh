@@ -97,6 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     search.wanted = search.count - kept.count;
     search.mode = search.wanted > 0 ? Mode::kBin : Mode::kNone;
     for (int i = 0; i < kSlots; ++i) cuda::mbarrier_init(shared.arrived + i, 1);
+    cuda::mbarrier_init(&shared.listed, kGroups * 32);
     cuda::mbarrier_init(&shared.ranked, 1);
     cuda::mbarrier_init_fence();
   }

@@ -212,7 +212,8 @@ __device__ inline void rank_candidates(State& shared, const unsigned long long* 
   const int thread = threadIdx.x % (kGroups * 32);
   const auto count = static_cast<int>(shared.search[0].candidates);
   for (int i = thread; i < count; i += kGroups * 32) shared.list[i] = wait_candidate(from + i);
-  cuda::named_barrier<kGroups * 32>(kSlots);
+  cuda::mbarrier_arrive(&shared.listed);
+  cuda::mbarrier_wait(&shared.listed, 0);
   for (int i = thread; i < count; i += kGroups * 32) {
     const unsigned long long mine = shared.list[i];
     int greater = 0;

@@ -40,7 +40,7 @@ struct Workspace : decode::Workspace {
 
 struct State : decode::Shared {
   uint64_t arrived[kSlots];  // barriers of the tiles
-  uint64_t ranked;           // and of the threshold
+  uint64_t listed, ranked;   // and of the row's list and the threshold
   unsigned long long threshold;
   unsigned long long span[2];
   unsigned missing_here;

@@ -292,8 +292,10 @@ class SoloScorer {
 #pragma unroll
     for (int i = 0; i < T::kLoads; ++i)
 #pragma unroll
-      for (int eight = 0; eight < 4; ++eight)
-        Key::multiply_rows(c[eight], query_ + i * kEach, keys[eight * 8 * T::kRowPieces + i * 4]);
+      for (int eight = 0; eight < 4; ++eight) {
+        const uint4 piece = keys[eight * 8 * T::kRowPieces + i * 4];  // a copy, or nvcc loads its halves
+        Key::multiply_rows(c[eight], query_ + i * kEach, piece);
+      }
     ring.refill();
     float z[4];  // of two heads, two keys each
 #pragma unroll

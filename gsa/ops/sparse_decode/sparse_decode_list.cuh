@@ -207,7 +207,7 @@ __device__ inline void make_list(State& shared, const KeptTokens& kept, const Sh
 }
 
 // By the last slot's warps: which of the candidates are the `wanted` best, when all parts have told of
-// theirs.
+// theirs. They meet at an mbarrier: racecheck loses count of a barrier that the other slots do not have.
 __device__ inline void rank_candidates(State& shared, const unsigned long long* from) {
   const int thread = threadIdx.x % (kGroups * 32);
   const auto count = static_cast<int>(shared.search[0].candidates);

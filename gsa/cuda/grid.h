@@ -58,6 +58,10 @@ __device__ __forceinline__ void store_relaxed(uint4* to, uint4 x) {
 __device__ __forceinline__ void prefetch_line(const void* at) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
+// The same for a multiple of 16 bytes, from a multiple of 16 on, by the copy engine.
+__device__ __forceinline__ void prefetch_bytes(const void* at, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
+}
 
 // Between two looks at the same place.
 __device__ __forceinline__ void poll_again() {}

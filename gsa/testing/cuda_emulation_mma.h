@@ -134,6 +134,7 @@ inline void store_relaxed(uint4* to, uint4 x) {
   *to = x;
 }
 inline void prefetch_line(const void*) {}
+inline void prefetch_bytes(const void*, uint32_t) {}
 inline void poll_again() {
   emulation::wait_for_others();
 }

@@ -30,13 +30,21 @@ bool loadable(const at::Tensor& index_key) {
          is_aligned(index_key);
 }
 
+/// A cache of one sequence for the kernel to prefetch; none where it cannot.
+ReadNext prefetchable(const at::Tensor& cache) {
+  const int64_t bytes = cache.stride(1) * cache.element_size();
+  const bool whole = cache[0][0].is_contiguous() && bytes == cache[0][0].numel() * cache.element_size();
+  if (!whole || bytes % 16 != 0 || !is_aligned(cache)) return {};
+  return {cache.const_data_ptr(), static_cast<int>(bytes)};
+}
+
 }  // namespace
 
 std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decode(
     const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
     const std::optional<at::Tensor>& head_bias, const std::optional<at::Tensor>& running_mean,
     const IndexSelectOptions& options, const std::optional<at::Tensor>& log_scale,
-    const std::optional<at::Tensor>& lengths) {
+    const std::optional<at::Tensor>& lengths, at::TensorList read_next) {
   if (index_query.size(1) > decode::kMaxTokens || index_query.scalar_type() != at::kBFloat16)
     return std::nullopt;
   const c10::cuda::CUDAGuard guard(index_query.device());
@@ -71,6 +79,8 @@ std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decod
   params.indices = indices.mutable_data_ptr<int32_t>();
   params.counts = counts.mutable_data_ptr<int32_t>();
   params.statistic = statistic.mutable_data_ptr<float>();
+  for (size_t i = 0; i < read_next.size() && params.batch == 1; ++i)
+    params.read_next[i] = prefetchable(read_next[i]);
   const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount, query);
   with_decode_workspace(
       index_select_decode_workspace_bytes(params, multiprocessors),

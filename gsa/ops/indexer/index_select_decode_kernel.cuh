@@ -168,6 +168,21 @@ __device__ inline void clean(const IndexSelectDecodeParams& p, const Workspace& 
   if (thread == 0) ws.barrier[part.row * 2] = 0;
 }
 
+// Asks for the tokens that are surely selected, by the last eight warps; the first ones tell of the others.
+// Whether candidates that are chosen meanwhile are among them does not matter.
+__device__ inline void prefetch_selected(const IndexSelectDecodeParams& p, const Part& part, Words words) {
+  const int warp = static_cast<int>(threadIdx.x) / 32 - (kWarps - 8);
+  if (p.read_next[0].tokens == nullptr || p.read_next[1].tokens == nullptr || warp < 0) return;
+  for (int word = threadIdx.x & 31; word * 32 < part.end - part.begin; word += 32)
+    for (unsigned bits = *words.selected(word) & 0x01010101u << warp; bits != 0; bits &= bits - 1) {
+      const int64_t at = part.begin + word * 32 + __ffs(bits) - 1;
+#pragma unroll
+      for (const ReadNext& cache : p.read_next)
+        cuda::prefetch_bytes(static_cast<const char*>(cache.tokens) + at * cache.token_bytes,
+                            cache.token_bytes);
+    }
+}
+
 // One thread leaves when the block reads nothing of the row's other parts any more: the number of parts that
 // had left.
 __device__ __forceinline__ unsigned leave(const Workspace& ws, const Part& part) {
@@ -288,6 +303,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   narrow(p, ws, shared, histogram, scores, stride, arrivals);
   cuda::launch_dependents();
+  for (int query = 0; query < tokens; ++query) prefetch_selected(p, part, Words{scores + query * stride});
   if (fixed && part.rank == part.splits - 1) write_statistic(p, ws, part);  // often the shortest part
   unsigned left = 0;
   for (int query = 0; query < tokens; ++query) {

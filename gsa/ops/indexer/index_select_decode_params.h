@@ -9,6 +9,12 @@
 
 namespace gsa {
 
+// A cache of one sequence, whose selected tokens are read next.
+struct ReadNext {
+  const void* tokens = nullptr;  // null: none
+  int token_bytes = 0;           // a multiple of 16, like the address
+};
+
 struct IndexSelectDecodeParams : IndexSelectParams {
   // [batch] tokens in each row's cache, the new ones included, 0 .. keys; null: every row holds `keys`.
   const int32_t* lengths = nullptr;
@@ -17,6 +23,7 @@ struct IndexSelectDecodeParams : IndexSelectParams {
   // The workspace's first index_select_decode_zeroed_bytes are zero: allocated so, or left by a launch of the
   // same shapes before. Else a memset goes before the kernel.
   bool workspace_zeroed = false;
+  ReadNext read_next[2];  // for one sequence, both or none: brought into the second-level cache as soon as selected tokens are known
 };
 
 namespace decode {

@@ -187,6 +187,25 @@ TEST_F(SparseDecodeCuda, NaNOutsideTheSelectionStaysOutside) {
   check(there, options_of(300, 4, 64));
 }
 
+// One sequence's selection prefetches what attention reads, where it can.
+TEST_F(SparseDecodeCuda, OneSequenceGivesWhatTheTwoOpsGive) {
+  const Step whole = on_gpu(random_step(1, 1, 40000, 16, 4, 128, 64));
+  Step bf16 = whole, view = whole, apart = whole, odd = whole;
+  bf16.index_key = whole.index_key.to(at::kBFloat16);
+  for (at::Tensor* x : {&view.key, &view.value, &view.index_key}) *x = x->slice(1, 3, 30001);
+  for (at::Tensor* x : {&apart.key, &apart.value})
+    *x = x->transpose(1, 2).contiguous().transpose(1, 2);  // a token's groups lie apart
+  odd = on_gpu(random_step(1, 1, 3000, 3, 3, 20, 64));     // not a multiple of 16 bytes
+  for (const Step& step : {whole, bf16, view, apart, odd}) {
+    const IndexSelectOptions options = options_of(1000, 4, 128);
+    const SparseDecodeResult found = decode(step, options), expected = by_two_ops(step, options);
+    EXPECT_TRUE(testing::same_elements(found.out.cpu(), expected.out.cpu()));
+    EXPECT_TRUE(testing::same_elements(found.lse.cpu(), expected.lse.cpu()));
+    EXPECT_TRUE(testing::same_elements(found.counts.cpu(), expected.counts.cpu()));
+    EXPECT_TRUE(testing::same_elements(found.statistic.cpu(), expected.statistic.cpu()));
+  }
+}
+
 // Caches are views of larger ones.
 TEST_F(SparseDecodeCuda, ViewsOfCaches) {
   const Step whole = on_gpu(random_step(4, 1, 9000, 16, 4, 128, 64));

@@ -134,6 +134,9 @@ __device__ inline void attend(State& shared, char* tiles, const Tokens& tokens, 
       if (group == 0) request_tile(shared, tiles, tokens, list, tile + kSlots);
     }
   }
+  // Every slot has as many barriers: where not, racecheck loses count (docs/kernels/decode.md).
+  if (!direct && list.tiles() % kSlots != 0 && slot >= list.tiles() % kSlots)
+    cuda::named_barrier<kGroups * 32>(1 + slot);
   cuda::named_barrier<kGroups * 32>(1 + slot);  // results take the place of all groups' tokens
   const int quad = lane % 4;
   float* out = reinterpret_cast<float*>(tiles + slot * kTileBytes) + group * kGroupHeads * kOutStride;

@@ -35,7 +35,7 @@ def attend(c, indices, counts):
 
 
 def decode(c):
-    """Both in one op: one kernel from four sequences with FP8 keys on."""
+    """Both in one op: one kernel from four sequences on."""
     return gsa.ops.sparse_decode(c["query"], c["key"], c["value"], c["index_query"], c["index_key"], c["head_weight"], None, None, K, K, K, "fixed",
                                  "hard_sigmoid", 4, 128)
 

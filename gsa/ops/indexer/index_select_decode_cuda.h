@@ -19,8 +19,9 @@ namespace gsa {
 /// that a captured graph serves growing caches. Allocates outputs and, in a capture, its workspace.
 ///
 /// `read_next`: up to two caches [B,S,...] whose selected tokens are read next, keys and values: they are
-/// brought into the second-level cache before the selection is finished. That pays for one sequence only; more
-/// keep the memory busy anyway. Caches whose tokens are not contiguous, aligned to 16 bytes, are left alone.
+/// brought into the second-level cache before the selection is finished. That pays for one sequence only;
+/// more keep the memory busy anyway. Caches whose tokens are not contiguous, aligned to 16 bytes, are left
+/// alone.
 std::optional<std::tuple<at::Tensor, at::Tensor, at::Tensor>> index_select_decode(
     const at::Tensor& index_query, const at::Tensor& index_key, const at::Tensor& head_weight,
     const std::optional<at::Tensor>& head_bias, const std::optional<at::Tensor>& running_mean,

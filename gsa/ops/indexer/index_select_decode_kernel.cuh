@@ -179,7 +179,7 @@ __device__ inline void prefetch_selected(const IndexSelectDecodeParams& p, const
 #pragma unroll
       for (const ReadNext& cache : p.read_next)
         cuda::prefetch_bytes(static_cast<const char*>(cache.tokens) + at * cache.token_bytes,
-                            cache.token_bytes);
+                             cache.token_bytes);
     }
 }
 

@@ -23,7 +23,8 @@ struct IndexSelectDecodeParams : IndexSelectParams {
   // The workspace's first index_select_decode_zeroed_bytes are zero: allocated so, or left by a launch of the
   // same shapes before. Else a memset goes before the kernel.
   bool workspace_zeroed = false;
-  ReadNext read_next[2];  // for one sequence, both or none: brought into the second-level cache as soon as selected tokens are known
+  ReadNext read_next[2];  // for one sequence, both or none: brought into the second-level cache as soon as
+                          // selected tokens are known
 };
 
 namespace decode {

@@ -41,9 +41,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> decode(
     if (const auto done = sparse_decode_fused(query, key, value, index_query, index_key, head_weight,
                                               head_bias, options, factor))
       return {done->out, done->lse, done->counts, done->statistic};
-    if (const auto selected = index_select_decode(index_query, index_key, head_weight, head_bias,
-                                                  running_mean, options, log_scale, std::nullopt,
-                                                  {key, value})) {
+    if (const auto selected =
+            index_select_decode(index_query, index_key, head_weight, head_bias, running_mean, options,
+                                log_scale, std::nullopt, {key, value})) {
       const auto& [indices, counts, statistic] = *selected;
       const auto [out, lse] = sparse_attention(query, key, value, indices, counts, 1, scale);
       return {out, lse, counts, statistic};

@@ -30,13 +30,14 @@ std::optional<SparseDecodeResult> sparse_decode_fused(
     const at::Tensor& index_key, const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,
     const IndexSelectOptions& options, double scale, int64_t least_batch) {
   if (query.size(1) != 1 || query.size(0) < least_batch || query.scalar_type() != at::kBFloat16 ||
-      index_query.scalar_type() != at::kBFloat16 || index_key.scalar_type() != at::kFloat8_e4m3fn ||
+      index_query.scalar_type() != at::kBFloat16 ||
+      (index_key.scalar_type() != at::kFloat8_e4m3fn && index_key.scalar_type() != at::kBFloat16) ||
       !is_cache(key) || !is_cache(value) || !is_cache(index_key))
     return std::nullopt;
   const c10::cuda::CUDAGuard guard(query.device());
   SparseDecodeParams params;
   set_problem(params.select, index_query, index_key, options);
-  params.select.float8_keys = true;
+  params.select.float8_keys = index_key.scalar_type() == at::kFloat8_e4m3fn;
   params.select.key_batch_stride = params.select.batch == 1 ? 0 : index_key.stride(0);
   params.key_batch_stride = params.select.batch == 1 ? 0 : key.stride(0);
   params.value_batch_stride = params.select.batch == 1 ? 0 : value.stride(0);

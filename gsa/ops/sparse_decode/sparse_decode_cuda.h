@@ -8,8 +8,8 @@
 namespace gsa {
 
 /// One new token (T = 1) of `least_batch` sequences or more, or nothing where the kernel does not take the
-/// problem (sparse_decode_supported; bf16, index_key Float8_e4m3fn, caches whose tokens are contiguous, a
-/// Hopper GPU). For fewer sequences the two kernels are as fast or faster. Arguments must have passed the
+/// problem (sparse_decode_supported; bf16, index_key also Float8_e4m3fn, caches whose tokens are contiguous,
+/// a Hopper GPU). For fewer sequences the two kernels are as fast or faster. Arguments must have passed the
 /// checks of sparse_decode.
 std::optional<SparseDecodeResult> sparse_decode_fused(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& index_query,

@@ -32,11 +32,13 @@ struct Problem {
   std::vector<c10::Float8_e4m3fn> index_key;
   std::vector<float> weight;
   std::vector<int32_t> lengths;  // or none
+  bool float8_keys;
 
   int length(int row) const { return lengths.empty() ? keys : lengths[row]; }
 };
 
-class SparseDecodeEmulated : public ::testing::Test {
+/// The parameter: whether index keys are e4m3, and not bf16.
+class SparseDecodeEmulated : public ::testing::TestWithParam<bool> {
  protected:
   void TearDown() override { emulation::multiprocessors = before_; }
 
@@ -45,7 +47,7 @@ class SparseDecodeEmulated : public ::testing::Test {
   /// `index` draws an element of an index key from its position and dimension.
   Problem make(int batch, int keys, int k, int first, int recent,
                const std::function<float(int, int)>& index) {
-    Problem problem{batch, keys, k, first, recent, {}, {}, {}, {}, {}, {}, {}};
+    Problem problem{batch, keys, k, first, recent, {}, {}, {}, {}, {}, {}, {}, GetParam()};
     const auto fill = [&](auto& to, size_t size, const auto& next) {
       for (size_t i = 0; i < size; ++i) to.push_back(next(static_cast<int>(i)));
     };
@@ -73,6 +75,9 @@ class SparseDecodeEmulated : public ::testing::Test {
   std::mt19937 generator_{7};
   const int before_ = emulation::multiprocessors;
 };
+
+INSTANTIATE_TEST_SUITE_P(Keys, SparseDecodeEmulated, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "Float8" : "Bf16"; });
 
 struct Expected {
   std::vector<int> selected;
@@ -122,7 +127,8 @@ void SparseDecodeEmulated::check(const Problem& in, int multiprocessors) {
   SparseDecodeParams params;
   IndexSelectDecodeParams& p = params.select;
   p.index_query = in.index_query.data();
-  p.index_key = in.index_key.data();
+  const std::vector<c10::BFloat16> bf16_keys(in.index_key.begin(), in.index_key.end());
+  p.index_key = in.float8_keys ? static_cast<const void*>(in.index_key.data()) : bf16_keys.data();
   p.head_weight = in.weight.data();
   p.counts = counts.data();
   p.statistic = statistic.data();
@@ -137,7 +143,7 @@ void SparseDecodeEmulated::check(const Problem& in, int multiprocessors) {
   p.keep_recent = in.recent;
   p.activation = IndexActivation::kHardSigmoid;
   p.key_batch_stride = static_cast<int64_t>(in.keys) * kIndexDim;
-  p.float8_keys = true;
+  p.float8_keys = in.float8_keys;
   params.query = in.query.data();
   params.key = in.key.data();
   params.value = in.value.data();
@@ -199,7 +205,7 @@ void SparseDecodeEmulated::check(const Problem& in, int multiprocessors) {
   }
 }
 
-TEST_F(SparseDecodeEmulated, PartsOfFewAndOfManyKeys) {
+TEST_P(SparseDecodeEmulated, PartsOfFewAndOfManyKeys) {
   check(make(1, 1003, 100, 4, 16, usual()), 5);
   check(make(1, 5000, 300, 4, 128, usual()), 132);
   check(make(2, 9000, 300, 4, 32, usual()), 4);
@@ -207,14 +213,14 @@ TEST_F(SparseDecodeEmulated, PartsOfFewAndOfManyKeys) {
   check(make(1, 3000, 300, 4, 16, usual()), 1);
 }
 
-TEST_F(SparseDecodeEmulated, FewerKeysThanAsked) {
+TEST_P(SparseDecodeEmulated, FewerKeysThanAsked) {
   check(make(1, 100, 300, 4, 16, usual()), 5);
   check(make(1, 20, 300, 4, 16, usual()), 5);
   check(make(2, 900, 1000, 4, 16, usual()), 33);
 }
 
 /// Parts that have more of the selected keys than they had listed early, or many fewer.
-TEST_F(SparseDecodeEmulated, SelectedKeysThatLieTogether) {
+TEST_P(SparseDecodeEmulated, SelectedKeysThatLieTogether) {
   for (const auto& [batch, keys, k, on] :
        std::vector<std::array<int, 4>>{{1, 4000, 300, 33}, {1, 8000, 600, 33}, {2, 9000, 1000, 4}}) {
     Problem problem = make(batch, keys, k, 4, 16, usual());
@@ -227,7 +233,7 @@ TEST_F(SparseDecodeEmulated, SelectedKeysThatLieTogether) {
   }
 }
 
-TEST_F(SparseDecodeEmulated, ManyKeysOfOneScore) {
+TEST_P(SparseDecodeEmulated, ManyKeysOfOneScore) {
   const auto none = [](int, int) { return 0.0f; };
   const auto close = [this](int, int) { return draw(0, 1) / 512.0f; };
   const auto levels = [this](int, int i) { return i < 2 ? static_cast<float>(draw(-3, 3)) : 0.0f; };
@@ -237,7 +243,7 @@ TEST_F(SparseDecodeEmulated, ManyKeysOfOneScore) {
   }
 }
 
-TEST_F(SparseDecodeEmulated, NaNIsNeverSelected) {
+TEST_P(SparseDecodeEmulated, NaNIsNeverSelected) {
   const auto some = [this](int s, int i) {
     return s % 3 == 0 && i == 5 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(draw(-4, 4));
   };
@@ -245,7 +251,7 @@ TEST_F(SparseDecodeEmulated, NaNIsNeverSelected) {
   check(make(1, 3000, 300, 4, 16, some), 33);
 }
 
-TEST_F(SparseDecodeEmulated, RowsOfDifferentLengths) {
+TEST_P(SparseDecodeEmulated, RowsOfDifferentLengths) {
   Problem problem = make(7, 3000, 200, 4, 16, usual());
   problem.lengths = {3000, 0, 1, 64, 65, 900, 40};
   check(problem, 12);
@@ -253,7 +259,7 @@ TEST_F(SparseDecodeEmulated, RowsOfDifferentLengths) {
 }
 
 /// Scores that do not fit shared memory.
-TEST_F(SparseDecodeEmulated, LongParts) {
+TEST_P(SparseDecodeEmulated, LongParts) {
   Problem problem = make(2, 60000, 500, 4, 128, usual());
   problem.lengths = {100, 60000};
   check(problem, 3);

@@ -65,9 +65,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (part.row < 0) return;
   const Share share(part);
   const int thread = threadIdx.x, warp = thread / 32;
-  Queries<Key, 64, 1> queries;
+  Queries<Key, kIndexDim, 1> queries;
   queries.fetch(p, part.row);
-  KeyRing<WordSteps> ring(
+  KeyRing<WordSteps<Key>> ring(
       shared, dynamic, layout,
       {static_cast<const char*>(p.index_key) + part.row * p.key_batch_stride * Key::kBytes, share,
        layout.scoring_warps});

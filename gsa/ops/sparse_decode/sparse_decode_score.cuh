@@ -22,9 +22,12 @@ struct Share {
 };
 
 // A warp's steps for a KeyRing: every so many words of the part.
+template <class Key>
 class WordSteps {
+  static constexpr int kRowBytes = kIndexDim * Key::kBytes;
+
  public:
-  static constexpr int kRowBytes = 64, kBytes = kWord * kRowBytes;
+  static constexpr int kBytes = kWord * kRowBytes;
 
   // `keys` points to the row's first key.
   __device__ __forceinline__ WordSteps(const void* keys, const Share& share, int warps)
@@ -53,10 +56,10 @@ class WordSteps {
 // Scores into scores[word * 32 + key]: NaN where a key is not chosen by its score, kept ones too.
 template <class Key>
 __device__ inline void score_words(const IndexSelectDecodeParams& p, const Share& share, State& shared,
-                                   KeyRing<WordSteps>& ring, int warps, const uint4* query_pieces,
+                                   KeyRing<WordSteps<Key>>& ring, int warps, const uint4* query_pieces,
                                    const float4* head_terms, const float2* column_scales, unsigned* histogram,
                                    float* scores) {
-  const SoloScorer<Key, WordSteps::kRowBytes / Key::kBytes> scorer(query_pieces, head_terms, column_scales);
+  const SoloScorer<Key, kIndexDim> scorer(query_pieces, head_terms, column_scales);
   const int warp = threadIdx.x / 32, place = scorer.place();
   const float2 bins = shared.bins[0];
   const int last_counted = share.length - 1 - p.keep_recent;

@@ -56,7 +56,7 @@ Plan make_plan(const SparseDecodeParams& params, int multiprocessors) {
     take(plan.places.bits, 2 * plan.places.words * sizeof(unsigned));
     take(plan.places.list, kMaxList * sizeof(int));
     take(plan.places.keys, kCandidates * sizeof(unsigned));
-    take(plan.places.query, 64 / 32 * 512);
+    take(plan.places.query, kIndexDim / 32 * 512);
     take(plan.places.terms, 4 * sizeof(float4) + 4 * sizeof(float2));
     take(plan.places.moments, kWarps * moment_sets(1) * 12 * sizeof(double));
     take(plan.places.attention_query, kHeads * kQueryStride);
@@ -93,10 +93,10 @@ size_t place_workspace(const SparseDecodeParams& params, const Plan& plan, Works
 
 bool sparse_decode_supported(const SparseDecodeParams& params, int multiprocessors) {
   const IndexSelectDecodeParams& p = params.select;
-  return p.heads == 4 && p.dim == 64 && p.float8_keys && p.queries == 1 && p.query_tile == 1 &&
+  return p.heads == 4 && p.dim == sparse_decode::kIndexDim && p.queries == 1 && p.query_tile == 1 &&
          p.budget == SelectBudget::kFixed && p.k_max <= 2048 && p.batch >= 1 && p.batch <= multiprocessors &&
          multiprocessors <= sparse_decode::kMaxParts && p.keys >= 1 && p.keys < (int64_t{1} << 30) &&
-         p.key_batch_stride % 16 == 0 && params.dim == sparse_decode::kDim &&
+         p.key_batch_stride % (p.float8_keys ? 16 : 8) == 0 && params.dim == sparse_decode::kDim &&
          params.heads == sparse_decode::kHeads && params.groups == sparse_decode::kGroups &&
          static_cast<size_t>(sparse_decode::make_plan(params, multiprocessors).places.end) <=
              sparse_decode::kSharedLimit;
@@ -122,7 +122,8 @@ cudaError_t launch_sparse_decode(const SparseDecodeParams& params, cudaStream_t 
   const Plan plan = make_plan(params, multiprocessors);
   sparse_decode::Workspace ws{};
   place_workspace(params, plan, ws);
-  const auto kernel = sparse_decode::sparse_decode_kernel<decode::Float8Keys>;
+  const auto kernel = params.select.float8_keys ? sparse_decode::sparse_decode_kernel<decode::Float8Keys>
+                                                : sparse_decode::sparse_decode_kernel<decode::Bf16Keys>;
   if (cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                cudaFuncAttributeMaxDynamicSharedMemorySize, plan.places.end))
     return error;

@@ -9,7 +9,7 @@ namespace gsa::sparse_decode {
 
 using namespace gsa::decode;  // NOLINT: one kernel's halves
 
-constexpr int kDim = 128, kGroups = 4, kGroupHeads = 4;  // what it is compiled for
+constexpr int kDim = 128, kGroups = 4, kGroupHeads = 4, kIndexDim = 64;  // what it is compiled for
 constexpr int kHeads = kGroups * kGroupHeads, kOutputs = kHeads * kDim;
 constexpr int kTokenBytes = kGroups * kDim * 2;
 constexpr int kTile = 16;                          // tokens that a slot's warps attend to at a time

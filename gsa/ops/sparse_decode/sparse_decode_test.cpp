@@ -114,24 +114,26 @@ TEST_F(SparseDecode, NamesBadArguments) {
 
 #ifdef GSA_CUDA
 
-class SparseDecodeCuda : public SparseDecode {
+/// The parameter: whether index keys are e4m3, and not bf16.
+class SparseDecodeCuda : public SparseDecode, public ::testing::WithParamInterface<bool> {
  protected:
   void SetUp() override {
     if (!cuda_available()) GTEST_SKIP() << "no CUDA device";
     SparseDecode::SetUp();
   }
+  static Step on_gpu(const Step& s) {
+    const auto half = [](const at::Tensor& x) { return x.to(at::Device(at::kCUDA, 0), at::kBFloat16); };
+    return {half(s.query),
+            half(s.key),
+            half(s.value),
+            half(s.index_query),
+            GetParam() ? half(s.index_key).to(at::kFloat8_e4m3fn) : half(s.index_key),
+            s.head_weight.to(at::Device(at::kCUDA, 0)),
+            s.head_bias.to(at::Device(at::kCUDA, 0))};
+  }
 };
-
-Step on_gpu(const Step& s) {
-  const auto half = [](const at::Tensor& x) { return x.to(at::Device(at::kCUDA, 0), at::kBFloat16); };
-  return {half(s.query),
-          half(s.key),
-          half(s.value),
-          half(s.index_query),
-          half(s.index_key).to(at::kFloat8_e4m3fn),
-          s.head_weight.to(at::Device(at::kCUDA, 0)),
-          s.head_bias.to(at::Device(at::kCUDA, 0))};
-}
+INSTANTIATE_TEST_SUITE_P(Keys, SparseDecodeCuda, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "Float8" : "Bf16"; });
 
 SparseDecodeResult by_kernel(const Step& s, const IndexSelectOptions& options) {
   const auto found = sparse_decode_fused(s.query, s.key, s.value, s.index_query, s.index_key, s.head_weight,
@@ -152,7 +154,7 @@ void check(const Step& s, const IndexSelectOptions& options) {
   EXPECT_LE(norm(found.statistic - expected.statistic), 1e-4 * norm(expected.statistic) + 1e-9);
 }
 
-TEST_F(SparseDecodeCuda, TheKernelGivesWhatTheTwoOpsGive) {
+TEST_P(SparseDecodeCuda, TheKernelGivesWhatTheTwoOpsGive) {
   const std::tuple<int64_t, int64_t, int64_t> problems[] = {
       {1, 1, 1},         {2, 31, 40},    {1, 700, 140},   {3, 33333, 2048},
       {4, 131072, 2048}, {8, 5000, 300}, {33, 3000, 400}, {132, 900, 200}};
@@ -165,7 +167,7 @@ TEST_F(SparseDecodeCuda, TheKernelGivesWhatTheTwoOpsGive) {
   }
 }
 
-TEST_F(SparseDecodeCuda, Ties) {
+TEST_P(SparseDecodeCuda, Ties) {
   for (const int64_t batch : {1, 8}) {
     Step step = random_step(batch, 1, 20000, 16, 4, 128, 64);
     step.index_query = at::randint(-1, 2, {batch, 1, 4, 64}, at::kFloat);
@@ -178,7 +180,7 @@ TEST_F(SparseDecodeCuda, Ties) {
   }
 }
 
-TEST_F(SparseDecodeCuda, NaNOutsideTheSelectionStaysOutside) {
+TEST_P(SparseDecodeCuda, NaNOutsideTheSelectionStaysOutside) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   Step step = random_step(4, 1, 6000, 16, 4, 128, 64);
   for (at::Tensor* x : {&step.key, &step.value, &step.index_key}) x->slice(1, 100, 5500, 9).fill_(kNan);
@@ -188,15 +190,14 @@ TEST_F(SparseDecodeCuda, NaNOutsideTheSelectionStaysOutside) {
 }
 
 // One sequence's selection prefetches what attention reads, where it can.
-TEST_F(SparseDecodeCuda, OneSequenceGivesWhatTheTwoOpsGive) {
+TEST_P(SparseDecodeCuda, OneSequenceGivesWhatTheTwoOpsGive) {
   const Step whole = on_gpu(random_step(1, 1, 40000, 16, 4, 128, 64));
-  Step bf16 = whole, view = whole, apart = whole, odd = whole;
-  bf16.index_key = whole.index_key.to(at::kBFloat16);
+  Step view = whole, apart = whole;
   for (at::Tensor* x : {&view.key, &view.value, &view.index_key}) *x = x->slice(1, 3, 30001);
   for (at::Tensor* x : {&apart.key, &apart.value})
-    *x = x->transpose(1, 2).contiguous().transpose(1, 2);  // a token's groups lie apart
-  odd = on_gpu(random_step(1, 1, 3000, 3, 3, 20, 64));     // not a multiple of 16 bytes
-  for (const Step& step : {whole, bf16, view, apart, odd}) {
+    *x = x->transpose(1, 2).contiguous().transpose(1, 2);          // a token's groups lie apart
+  const Step odd = on_gpu(random_step(1, 1, 3000, 3, 3, 20, 64));  // not a multiple of 16 bytes
+  for (const Step& step : {whole, view, apart, odd}) {
     const IndexSelectOptions options = options_of(1000, 4, 128);
     const SparseDecodeResult found = decode(step, options), expected = by_two_ops(step, options);
     EXPECT_TRUE(testing::same_elements(found.out.cpu(), expected.out.cpu()));
@@ -207,16 +208,15 @@ TEST_F(SparseDecodeCuda, OneSequenceGivesWhatTheTwoOpsGive) {
 }
 
 // Caches are views of larger ones.
-TEST_F(SparseDecodeCuda, ViewsOfCaches) {
+TEST_P(SparseDecodeCuda, ViewsOfCaches) {
   const Step whole = on_gpu(random_step(4, 1, 9000, 16, 4, 128, 64));
   Step part = whole;
   for (at::Tensor* x : {&part.key, &part.value, &part.index_key}) *x = x->slice(1, 0, 7001);
   check(part, options_of(512, 4, 128));
 }
 
-TEST_F(SparseDecodeCuda, OtherProblemsAreLeftToTheTwoOps) {
-  Step step = on_gpu(random_step(4, 1, 900, 16, 4, 128, 64));
-  step.index_key = step.index_key.to(at::kBFloat16);
+TEST_P(SparseDecodeCuda, OtherProblemsAreLeftToTheTwoOps) {
+  const Step step = on_gpu(random_step(4, 1, 900, 16, 4, 64, 64));
   EXPECT_FALSE(sparse_decode_fused(step.query, step.key, step.value, step.index_query, step.index_key,
                                    step.head_weight, step.head_bias, options_of(300, 4, 64), 1, 1)
                    .has_value());

@@ -25,6 +25,24 @@ cudaError_t launch(void (*kernel)(Parameters...), int blocks, int threads, size_
   return cudaGetLastError();
 }
 
+// The same, but the kernel may start before the one ahead of it in the stream ends: it has to wait for what
+// that one writes (wait_previous_kernel, grid.h).
+template <class... Parameters, class... Arguments>
+cudaError_t launch_early(void (*kernel)(Parameters...), int blocks, int threads, size_t shared_bytes,
+                         cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
 // The block's dynamic shared memory.
 template <class T>
 __device__ __forceinline__ T& shared_memory() {

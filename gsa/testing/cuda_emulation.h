@@ -277,6 +277,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int blocks, int threads, size_
   return cudaSuccess;
 }
 
+template <class... Parameters, class... Arguments>
+cudaError_t launch_early(void (*kernel)(Parameters...), int blocks, int threads, size_t shared_bytes,
+                         cudaStream_t stream, const Arguments&... arguments) {
+  return launch(kernel, blocks, threads, shared_bytes, stream, arguments...);
+}
+
 template <class T>
 T& shared_memory() {
   return *reinterpret_cast<T*>(emulation::shared_base());

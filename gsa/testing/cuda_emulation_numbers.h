@@ -33,6 +33,9 @@ struct alignas(16) uint4 {
 struct int2 {
   int x, y;
 };
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
   return {x, y, z, w};
 }
@@ -81,6 +84,20 @@ inline int __clz(uint32_t x) {
 }
 inline int __ffs(uint32_t x) {
   return __builtin_ffs(static_cast<int>(x));
+}
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xffu) << 8 * i;
+  return result;
+}
+inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t sum) {
+  for (int i = 0; i < 32; i += 8) sum += (a >> i & 0xffu) * (b >> i & 0xffu);
+  return sum;
+}
+inline uint32_t __dp2a_lo(uint32_t a, uint32_t b, uint32_t sum) {
+  return sum + (a & 0xffffu) * (b & 0xffu) + (a >> 16) * (b >> 8 & 0xffu);
 }
 inline float __saturatef(float x) {
   return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f;  // NaN gives 0

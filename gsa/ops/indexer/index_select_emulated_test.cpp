@@ -1,54 +1,14 @@
-// The Hopper kernels of index_select, run on the CPU by the emulation: the launcher and the kernels as nvcc
-// compiles them, instructions apart.
-#include "gsa/testing/cuda_emulation_sm90.h"
+// The Hopper kernels of index_select, run on the CPU by the emulation.
+#include "gsa/testing/index_select_emulated.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/randint.h>
-#include <gtest/gtest.h>
 
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "gsa/ops/indexer/index_select_problem.h"
 #include "gsa/testing/random.h"
-#include "gsa/testing/selection_cases.h"
-
-// The library has the same functions as compiled by nvcc: these must not take their place.
-#pragma GCC visibility push(hidden)
-#include "gsa/ops/indexer/index_select_kept_sm90.cu"
-#include "gsa/ops/indexer/index_select_kernel.cuh"
-#include "gsa/ops/indexer/index_select_sm90.cu"
-#include "gsa/ops/indexer/index_select_softmax_sm90.cu"
-#include "gsa/ops/indexer/index_select_stored_sm90.cu"
-
-namespace gsa::fused_select {
-
-// A few shapes are enough, and all would take minutes to compile.
-static cudaError_t launch_some(const IndexSelectParams& p, cudaStream_t stream) {
-  using enum IndexActivation;
-  if (p.heads == 4 && p.dim == 64 && p.activation == kHardSigmoid)
-    return launch<Shape<4, 64, kHardSigmoid>>(p, stream);
-  if (p.heads == 1 && p.dim == 32 && p.activation == kSigmoid)
-    return launch<Shape<1, 32, kSigmoid>>(p, stream);
-  if (p.heads == 8 && p.dim == 128 && p.activation == kRelu) return launch<Shape<8, 128, kRelu>>(p, stream);
-  return cudaErrorNotSupported;
-}
-
-cudaError_t launch_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some(p, stream);
-}
-cudaError_t launch_hard_sigmoid(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some(p, stream);
-}
-cudaError_t launch_relu(const IndexSelectParams& p, cudaStream_t stream) {
-  return launch_some(p, stream);
-}
-
-}  // namespace gsa::fused_select
-#pragma GCC visibility pop
 
 namespace gsa {
 namespace {
@@ -56,63 +16,14 @@ namespace {
 using testing::check_exact_selection;
 using testing::check_selection;
 using testing::make_select_options;
+using testing::never_stored;
 using testing::random_select_inputs;
+using testing::run_emulated;
+using testing::select_emulated;
+using testing::select_from_lists;
+using testing::select_in_place;
 using testing::SelectInputs;
-using testing::Selection;
 using testing::tied_select_inputs;
-
-/// index_select_cuda.cpp's part, by hand.
-Selection run_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean,
-                       const fused_select::SelectLimits& limits) {
-  const at::Tensor query = in.query.to(at::kBFloat16).contiguous(),
-                   key = in.key.to(at::kBFloat16).contiguous();
-  const at::Tensor weight = in.weight.to(at::kFloat).contiguous(), bias = in.bias.to(at::kFloat).contiguous();
-  const auto average = static_cast<float>(mean);
-  IndexSelectParams params;
-  set_problem(params, query, key, options);
-  params.log_scale = &testing::kSelectLogScale;
-  params.index_query = query.const_data_ptr();
-  params.index_key = key.const_data_ptr();
-  params.head_weight = weight.const_data_ptr<float>();
-  params.head_bias = bias.const_data_ptr<float>();
-  params.running_mean = &average;
-  const int64_t rows = (params.queries + options.query_tile - 1) / options.query_tile;
-  const Selection found{at::full({params.batch, rows, params.capacity}, -2, at::kInt),
-                        at::full({params.batch, rows}, -2, at::kInt),
-                        at::full({params.batch, params.queries}, -2, at::kFloat)};
-  params.indices = found.indices.mutable_data_ptr<int32_t>();
-  params.counts = found.counts.mutable_data_ptr<int32_t>();
-  params.statistic = found.statistic.mutable_data_ptr<float>();
-  const size_t bytes = index_select_sm90_workspace(params, limits);
-  // What lies behind must not be touched.
-  const at::Tensor workspace = at::full({static_cast<int64_t>(bytes) + 64}, 0x5a, at::kByte);
-  params.workspace = workspace.mutable_data_ptr();
-  EXPECT_EQ(launch_index_select_sm90(params, nullptr, limits), cudaSuccess);
-  EXPECT_TRUE(workspace.slice(0, static_cast<int64_t>(bytes)).eq(0x5a).all().item<bool>());
-  return found;
-}
-
-Selection select_emulated(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
-  return run_emulated(in, options, mean, {});
-}
-
-fused_select::SelectLimits never_stored() {
-  fused_select::SelectLimits limits;
-  limits.stored_keys = limits.stored_shared_keys = limits.stored_queries = limits.stored_shared_queries = 0;
-  return limits;
-}
-
-/// Rows from lists, finished by a kernel of their own.
-Selection select_from_lists(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
-  return run_emulated(in, options, mean, never_stored());
-}
-
-/// Rows finished by the kernel that streams the keys, as long ones are.
-Selection select_in_place(const SelectInputs& in, const IndexSelectOptions& options, double mean) {
-  fused_select::SelectLimits limits = never_stored();
-  limits.most_keys = 0;
-  return run_emulated(in, options, mean, limits);
-}
 
 /// In chunks of so many bytes of lists, and the smallest windows.
 testing::Selector select_in_chunks(size_t workspace) {
@@ -337,7 +248,7 @@ TEST_F(IndexSelectEmulated, StoredScoresInChunks) {
   for (const int64_t tile : {1, 24}) {
     const auto in_chunks = [tile](const SelectInputs& in, const IndexSelectOptions& options, double mean) {
       fused_select::SelectLimits limits;
-      limits.workspace = tile == 1 ? size_t{300} << 10 : size_t{400} << 10;
+      limits.workspace = tile == 1 ? size_t{150} << 10 : size_t{400} << 10;
       IndexSelectParams params;
       set_problem(params, in.query, in.key, options);
       EXPECT_GT(fused_select::plan_scores(params, limits).count, 1);
@@ -348,6 +259,67 @@ TEST_F(IndexSelectEmulated, StoredScoresInChunks) {
     check_exact_selection(tied_select_inputs(3, 70, 333, 4, 64), options, in_chunks);
     check_exact_selection(tied_select_inputs(2, 250, 600, 4, 64), options, in_chunks);
   }
+}
+
+// Rows whose scores are saturated, the lowest one or others, or nearly so.
+TEST_F(IndexSelectEmulated, StoredCodesThatTie) {
+  const IndexSelectOptions options = make_select_options(150, "hard_sigmoid", 3, 5);
+  SelectInputs in = tied_select_inputs(1, 20, 700, 4, 64);
+  for (const double factor : {-16, 16, 4}) {
+    in.key = at::randint(0, 3, {1, 700, 1}, at::kBFloat16).expand({1, 700, 64}) * factor;
+    in.query = at::randint(0, 2, {1, 20, 4, 64}, at::kBFloat16);
+    check_exact_selection(in, options, select_emulated);
+  }
+  in = tied_select_inputs(1, 20, 700, 4, 64);
+  in.weight -= 0.625;  // scores of either sign
+  check_exact_selection(in, options, select_emulated);
+  in.key.slice(1, 0, 700, 11).fill_(std::numeric_limits<double>::quiet_NaN());
+  check_exact_selection(in, options, select_emulated);
+  check_exact_selection(in, make_select_options(690, "hard_sigmoid", 3, 5), select_emulated);
+  in.query.fill_(1);
+  in.key.fill_(-16);
+  check_exact_selection(in, options, select_emulated);
+}
+
+// Scores so close that they share a bin of codes, or a code; their variance is found from scores then.
+TEST_F(IndexSelectEmulated, StoredCodesOfCloseScores) {
+  for (const double spread : {0x1p-4, 0x1p-7, 0x1p-11}) {
+    SelectInputs in = random_select_inputs(1, 10, 1500, 4, 64);
+    in.query = in.query.abs();
+    in.key = (in.key * spread).to(at::kBFloat16);
+    for (const std::string budget : {"fixed", "inverse"}) {
+      IndexSelectOptions options = make_select_options(500, "hard_sigmoid", 4, 16);
+      options.budget = budget;
+      options.k_base = 100;
+      check_selection(in, options, select_emulated, 1e-4);
+    }
+  }
+}
+
+// Weights of which no codes can be made, or too small ones, beside others.
+TEST_F(IndexSelectEmulated, StoredCodesOfWildWeights) {
+  SelectInputs in = tied_select_inputs(2, 40, 400, 4, 64);
+  double value = std::numeric_limits<double>::infinity();
+  for (int64_t t = 0; t < 40; t += 5) {
+    in.weight.select(1, t).select(1, t % 4).fill_(value);
+    value = t == 0 ? -value : t == 5 ? std::numeric_limits<double>::quiet_NaN() : t == 10 ? 0x1p70 : 0x1p-70;
+  }
+  in.weight.select(1, 38).fill_(0);
+  in.weight.select(1, 39).fill_(0x1p-70);
+  check_exact_selection(in, make_select_options(100, "hard_sigmoid", 3, 5), select_emulated);
+  check_exact_selection(in, make_select_options(390, "hard_sigmoid", 3, 5), select_emulated);
+}
+
+// Lengths about a block of keys, an eighth of it and a tile; more positions than are put in order at a time.
+TEST_F(IndexSelectEmulated, StoredCodesOfAnyLength) {
+  for (const int64_t keys : {1, 7, 8, 9, 33, 64, 65, 129})
+    for (const int64_t queries : {int64_t{1}, (keys + 1) / 2, keys}) {
+      SCOPED_TRACE(::testing::Message() << "T " << queries << " S " << keys);
+      check_exact_selection(tied_select_inputs(2, queries, keys, 4, 64),
+                            make_select_options(20, "hard_sigmoid", 3, 5), select_emulated);
+    }
+  check_exact_selection(tied_select_inputs(1, 3, 7000, 4, 64),
+                        make_select_options(5001, "hard_sigmoid", 4, 30), select_emulated);
 }
 
 // Rows whose scores lie far apart, or nearly all in one bin: the histogram does not tell.

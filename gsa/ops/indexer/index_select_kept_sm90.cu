@@ -17,7 +17,7 @@ cudaError_t launch_chunk(const IndexSelectParams& p, const ListPlan& plan, bool 
   if (again)
     chunk.again = reinterpret_cast<const int32_t*>(static_cast<const char*>(p.workspace) + space.again_at);
   // The counter of tiles starts again; what is known of the keys stays.
-  const size_t counters = again ? offsetof(Header, rows_again) : offsetof(Header, wild_keys);
+  const size_t counters = again ? offsetof(Header, rows_again) : offsetof(Header, wild);
   cudaError_t error = cudaMemsetAsync(p.workspace, 0, counters, stream);
   if (error != cudaSuccess) return error;
   error = launch_stream(chunk, stream);

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(Layout<S>::kThreads, 1)
                          shared,
                          group,
                          RowStore{static_cast<uint8_t*>(p.workspace) + kHeaderBytes, row_limit},
-                         header->wild_keys != 0,
+                         header->wild_keys(),
                          {},
                          works,
                          0};
@@ -90,32 +90,41 @@ cudaError_t make_maps(const IndexSelectParams& p, Maps& maps) {
                                     swizzle);
 }
 
-template <class S, class... Parameters, class... Arguments>
-cudaError_t launch_with(void (*kernel)(Parameters...), int blocks, int shared_bytes, cudaStream_t stream,
-                        const Arguments&... arguments) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+template <class Kernel>
+cudaError_t allow_shared(Kernel kernel, int bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+template <class S, bool kCodes>
+cudaError_t launch_scores(const IndexSelectParams& p, const CUtensorMap& keys, cudaStream_t stream) {
+  constexpr int kShared = sizeof(ScoreLayout<S, kCodes>);
+  const cudaError_t error = allow_shared(score_kernel<S, kCodes>, kShared);
   if (error != cudaSuccess) return error;
-  return cuda::launch(kernel, blocks, Layout<S>::kThreads, shared_bytes, stream, arguments...);
+  const StoredScores stored = stored_scores(p);
+  const int blocks = static_cast<int>(std::min<int64_t>(stored.all_blocks(), multiprocessors()));
+  return cuda::launch_early(score_kernel<S, kCodes>, blocks, Layout<S>::kThreads, kShared, stream, p, keys,
+                            stored);
 }
 
 template <class S>
 cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
   constexpr int kShared = sizeof(Layout<S>);
-  static_assert(std::max(sizeof(Layout<S>), sizeof(ScoreLayout<S>)) <= 227 << 10,
+  static_assert(std::max(sizeof(Layout<S>), sizeof(ScoreLayout<S, false>)) <= 227 << 10,
                 "the shared memory of a multiprocessor");
   Maps maps;
   const cudaError_t error = make_maps<S>(p, maps);
   if (error != cudaSuccess) return error;
-  const int most = multiprocessors();
   if (p.leaves == SelectLeaves::kScores) {
     if constexpr (S::kSoftmax) return cudaErrorInvalidValue;
-    const StoredScores stored = stored_scores(p);
-    const int blocks = static_cast<int>(std::min<int64_t>(stored.all_blocks(), most));
-    return launch_with<S>(score_kernel<S>, blocks, sizeof(ScoreLayout<S>), stream, p, maps.keys, stored);
+    if constexpr (S::kActivation != IndexActivation::kRelu)
+      if (stores_codes(p)) return launch_scores<S, true>(p, maps.keys, stream);
+    return launch_scores<S, false>(p, maps.keys, stream);
   }
-  return launch_with<S>(select_kernel<S>, block_count(p, most), kShared, stream, p, maps.keys, maps.strided,
-                        static_cast<int>(list_capacity(p)), static_cast<int>(work_count(p)));
+  const cudaError_t allowed = allow_shared(select_kernel<S>, kShared);
+  if (allowed != cudaSuccess) return allowed;
+  return cuda::launch(select_kernel<S>, block_count(p, multiprocessors()), Layout<S>::kThreads, kShared,
+                      stream, p, maps.keys, maps.strided, static_cast<int>(list_capacity(p)),
+                      static_cast<int>(work_count(p)));
 }
 
 template <IndexActivation kActivation, int kHeads>

@@ -11,12 +11,22 @@
 
 namespace gsa::fused_select {
 
-// Head of the workspace, zeroed before the launch.
+// Head of the workspace, made by look_for_wild_keys.
 struct Header {
+  static constexpr int kLookers = 128;  // blocks that look at the keys
+
   unsigned next_tile;
   unsigned rows_again;  // whether any shared rows are done again
-  unsigned wild_keys;
+  unsigned unused[2];
+  unsigned wild[kLookers];  // whether the block saw a key that needs the careful path
+
+  // By a whole warp.
+  __device__ __forceinline__ bool wild_keys() const {
+    const uint4 four = reinterpret_cast<const uint4*>(wild)[threadIdx.x & 31];
+    return __any_sync(0xffffffffu, (four.x | four.y | four.z | four.w) != 0);
+  }
 };
+static_assert(sizeof(Header) <= kHeaderBytes && Header::kLookers == 128);
 
 // A warpgroup's keys as they stream by.
 template <class S>

@@ -206,6 +206,7 @@ TEST(IndexSelectPlan, ThreadsOfARowByHowManyRowsAndKeysThereAre) {
   EXPECT_EQ(row_threads(shared_problem(1, 2048, 2048, 2048, 1), 132), 64);
   EXPECT_EQ(row_threads(shared_problem(1, 1024, 131072, 2048, 1), 132), 256);
   EXPECT_EQ(row_threads(shared_problem(1, 64, 131072, 2048, 1), 132), 512);
+  EXPECT_EQ(row_threads(shared_problem(1, 1024, 1 << 20, 2048, 1), 132), 512);
   EXPECT_EQ(row_threads(shared_problem(1, 64, 1000, 2048, 1), 132), 64);
 }
 
@@ -222,15 +223,50 @@ TEST(IndexSelectPlan, StoredScoresHaveRoomForEveryPair) {
             entry += kTileQueries * stored.pitch(tile);
             EXPECT_GE(stored.pitch(tile), std::min(p.keys, before + (tile + 1) * kTileQueries));
             EXPECT_LT(stored.pitch(tile), before + (tile + 1) * kTileQueries + kBlockKeys);
-            for (int64_t block = 0; block < stored.blocks(tile); ++block) {
-              const ScoreBlock found = find_block(stored, number++);
+            for (int64_t done = 0; done < stored.work(tile); ++done) {
+              const TileWork found = find_work(stored, number++);
               EXPECT_EQ(found.sequence, b);
               EXPECT_EQ(found.tile, tile);
-              EXPECT_EQ(found.block, block);
+              EXPECT_EQ(found.done, done);
             }
           }
-        EXPECT_EQ(stored.all_blocks(), number);
+        EXPECT_EQ(stored.all_work(), number);
+        EXPECT_TRUE(stores_codes(p));
+        EXPECT_EQ(stored_space(p).bytes, kHeaderBytes + (entry + kBlockKeys) * sizeof(uint16_t));
+        p.activation = IndexActivation::kRelu;
         EXPECT_EQ(stored_space(p).bytes, kHeaderBytes + (entry + kBlockKeys) * sizeof(float));
+      }
+  EXPECT_FALSE(stores_codes(shared_problem(1, 100, 100, 64, 2)));
+  // The largest numbers that halves() meets.
+  const StoredScores largest = stored_scores(shared_problem(1, kMostStored, kMostStored, 64, 1));
+  EXPECT_EQ(largest.blocks_before(largest.tiles), int64_t{16384} * 16385);
+}
+
+TEST(IndexSelectPlan, SharesOfScoresCoverEveryBlockOnce) {
+  for (const int64_t queries : {1, 33, 700})
+    for (const int64_t before : {0, 1000})
+      for (const int shares : {1, 7, 396}) {
+        const StoredScores stored = stored_scores(shared_problem(2, queries, queries + before, 64, 1));
+        int64_t sequence = 0, tile = 0, block = 0;  // what comes next
+        for (int i = 0; i < shares; ++i) {
+          const int64_t first = stored.all_work() * i / shares, end = stored.all_work() * (i + 1) / shares;
+          int64_t blocks = 0;
+          for_each_run(stored, first, end - first, [&](const BlockRun& run) {
+            EXPECT_EQ(run.sequence, sequence);
+            EXPECT_EQ(run.tile, tile);
+            EXPECT_EQ(run.first, block);
+            EXPECT_GT(run.count, 0);
+            blocks += run.count;
+            block += run.count;
+            if (block < stored.blocks(tile)) return;
+            block = 0;
+            if (++tile < stored.tiles) return;
+            tile = 0;
+            ++sequence;
+          });
+          EXPECT_LE(blocks, end - first);
+        }
+        EXPECT_EQ(sequence, 2);
       }
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "gsa/cuda/grid.h"
 #include "gsa/ops/indexer/index_select_layout.h"
 #include "gsa/ops/indexer/index_select_stored_plan.h"
 
@@ -35,15 +36,19 @@ cudaError_t launch_stream(const IndexSelectParams& p, cudaStream_t stream) {
 
 namespace {
 
-// Raises Header::wild_keys if any key needs the careful path.
+// Makes the header: counters, and where keys need the careful path.
 __global__ void look_for_wild_keys(const uint4* keys, int64_t vectors, Header* header) {
+  cuda::launch_dependents();
+  if (threadIdx.x == 0) header->wild[blockIdx.x] = 0;
+  if (blockIdx.x == 0 && threadIdx.x == 0) header->next_tile = header->rows_again = 0;
+  __syncthreads();
   bool wild = false;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < vectors;
        i += int64_t{gridDim.x} * blockDim.x) {
     const uint4 v = keys[i];
     wild |= is_wild(v.x) || is_wild(v.y) || is_wild(v.z) || is_wild(v.w);
   }
-  if (wild) header->wild_keys = 1;
+  if (wild) header->wild[blockIdx.x] = 1;
 }
 
 }  // namespace
@@ -78,9 +83,7 @@ cudaError_t launch_index_select_sm90(const IndexSelectParams& p, cudaStream_t st
                                      const fused_select::SelectLimits& limits) {
   using namespace fused_select;
   if (!index_select_sm90_takes(p)) return cudaErrorInvalidValue;
-  const cudaError_t error = cudaMemsetAsync(p.workspace, 0, kHeaderBytes, stream);
-  if (error != cudaSuccess) return error;
-  const cudaError_t looked = cuda::launch(look_for_wild_keys, multiprocessors() * 2, 512, 0, stream,
+  const cudaError_t looked = cuda::launch(look_for_wild_keys, Header::kLookers, 512, 0, stream,
                                           static_cast<const uint4*>(p.index_key),
                                           p.batch * p.keys * p.dim / 8, static_cast<Header*>(p.workspace));
   if (looked != cudaSuccess) return looked;

@@ -10,6 +10,16 @@
 
 namespace gsa::fused_select {
 
+// Whether a row's scores are stored in 16 bits (index_select_code.h): activations have an end, and no margins
+// are made of them.
+inline bool stores_codes(const IndexSelectParams& p) {
+  return p.activation != IndexActivation::kRelu && p.query_tile == 1;
+}
+
+inline int64_t score_bytes(const IndexSelectParams& p) {
+  return stores_codes(p) ? sizeof(uint16_t) : sizeof(float);
+}
+
 // Scores lie tile by tile, in tiles of kTileQueries queries. A tile's rows have room for the blocks of keys
 // that any of its queries may see, so that a triangle of scores takes half of a square.
 struct StoredScores {
@@ -23,6 +33,12 @@ struct StoredScores {
   GSA_HOST_DEVICE int64_t blocks_before(int64_t tile) const { return halves(tile + offset) - halves(offset); }
   GSA_HOST_DEVICE int64_t all_blocks() const { return batch * blocks_before(tiles); }
 
+  // The same as work to be dealt out: a tile's start, when its queries are loaded, is worth kStart blocks.
+  static constexpr int64_t kStart = 1;
+  GSA_HOST_DEVICE int64_t work(int64_t tile) const { return blocks(tile) + kStart; }
+  GSA_HOST_DEVICE int64_t work_before(int64_t tile) const { return blocks_before(tile) + kStart * tile; }
+  GSA_HOST_DEVICE int64_t all_work() const { return batch * work_before(tiles); }
+
   // Entries of a row of the tile.
   GSA_HOST_DEVICE int64_t pitch(int64_t tile) const { return blocks(tile) * kBlockKeys; }
   // Where a tile's first row begins, in entries.
@@ -31,7 +47,11 @@ struct StoredScores {
   }
 
  private:
-  static GSA_HOST_DEVICE int64_t halves(int64_t n) { return (n - 1) * (n - 1) / 4; }
+  // In 32 bits: n is a sequence's tiles and offset, half of each kMostStored / kTileQueries at most.
+  static GSA_HOST_DEVICE int64_t halves(int64_t n) {
+    const auto before = static_cast<uint32_t>(n - 1);
+    return before * before / 4;
+  }
 };
 
 inline StoredScores stored_scores(const IndexSelectParams& p) {
@@ -39,26 +59,59 @@ inline StoredScores stored_scores(const IndexSelectParams& p) {
           (p.keys - p.queries + kTileQueries + kBlockKeys - 1) / kTileQueries};
 }
 
-// The blocks of all tiles, one tile after the other, are dealt to warpgroups in equal shares.
-struct ScoreBlock {
+// The work of all tiles, one tile after the other, is dealt to warpgroups in equal shares.
+struct TileWork {
   int64_t sequence;
   int64_t tile;
-  int64_t block;  // of the tile
+  int64_t done;  // of the tile's work
+
+  // The first block that is not done.
+  GSA_HOST_DEVICE int64_t block() const {
+    return done > StoredScores::kStart ? done - StoredScores::kStart : 0;
+  }
 };
 
-// Block number 0 <= number < all_blocks.
-GSA_HOST_DEVICE inline ScoreBlock find_block(const StoredScores& stored, int64_t number) {
-  const int64_t of_sequence = stored.blocks_before(stored.tiles);
+// Where piece number 0 <= number < all_work lies.
+GSA_HOST_DEVICE inline TileWork find_work(const StoredScores& stored, int64_t number) {
+  const int64_t of_sequence = stored.work_before(stored.tiles);
   const int64_t sequence = number / of_sequence, rest = number % of_sequence;
-  int64_t tile = 0, end = stored.tiles;  // the last tile that does not begin behind the block
+  int64_t tile = 0, end = stored.tiles;  // the last tile that does not begin behind it
   while (end - tile > 1) {
     const int64_t middle = (tile + end) / 2;
-    if (stored.blocks_before(middle) <= rest)
+    if (stored.work_before(middle) <= rest)
       tile = middle;
     else
       end = middle;
   }
-  return {sequence, tile, rest - stored.blocks_before(tile)};
+  return {sequence, tile, rest - stored.work_before(tile)};
+}
+
+// Blocks of a tile that lie side by side.
+struct BlockRun {
+  int64_t sequence;
+  int64_t tile;
+  int64_t first;
+  int count;
+};
+
+// Calls visit(run) for the blocks of `count` pieces of work from number `first` on, tile by tile.
+template <class Visit>
+GSA_HOST_DEVICE inline void for_each_run(const StoredScores& stored, int64_t first, int64_t count,
+                                         Visit visit) {
+  if (count == 0) return;
+  TileWork at = find_work(stored, first);
+  while (count > 0) {
+    const int64_t left = stored.work(at.tile) - at.done, taken = count < left ? count : left;
+    const int64_t block = at.block();
+    at.done += taken;
+    if (at.block() > block)
+      visit(BlockRun{at.sequence, at.tile, block, static_cast<int>(at.block() - block)});
+    count -= taken;
+    at.done = 0;
+    if (++at.tile < stored.tiles) continue;
+    at.tile = 0;
+    ++at.sequence;
+  }
 }
 
 // What a query of a shared row wants: its budget, and the score of its last candidate within it.
@@ -91,12 +144,15 @@ struct StoredSpace {
 inline StoredSpace stored_space(const IndexSelectParams& p) {
   StoredSpace space{};
   const int64_t blocks = stored_scores(p).all_blocks() * kTileQueries + 1;
-  space.wanted_at = space.margins_at = space.bytes = kHeaderBytes + blocks * kBlockKeys * sizeof(float);
+  space.wanted_at = space.margins_at = space.bytes = kHeaderBytes + blocks * kBlockKeys * score_bytes(p);
   if (p.query_tile == 1) return space;
   space.margins_at += (p.batch * p.queries * sizeof(QueryWant) + 15) / 16 * 16;
   space.bytes = space.margins_at + p.batch * rows_of(p) * margin_pitch(p) * sizeof(float);
   return space;
 }
+
+// The most codes of a thread, so that sums over a warp's low bytes fit: 32 * 2048 * 255 * 255 < 2^32.
+constexpr int64_t kMostCodes = 2048;
 
 // Threads for a row. What a row costs besides its scores is paid by every warp, so few, as long as they have
 // some scores each, there are rows enough for all multiprocessors, and the scores under way, which are read
@@ -104,8 +160,8 @@ inline StoredSpace stored_space(const IndexSelectParams& p) {
 inline int row_threads(const IndexSelectParams& p, int multiprocessors) {
   const int64_t rows = p.batch * p.queries / multiprocessors;
   if (p.keys <= 4096 || (rows >= 24 && p.keys <= 10000)) return 64;
-  if (rows >= 24) return 128;
-  return rows >= 3 ? 256 : 512;
+  if (rows >= 24 && p.keys <= kMostCodes * 128) return 128;
+  return rows >= 3 && p.keys <= kMostCodes * 256 ? 256 : 512;
 }
 
 // Chunks as large as the limit allows: whole sequences, or whole rows of one.

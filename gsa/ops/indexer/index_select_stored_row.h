@@ -8,6 +8,7 @@
 
 #include "gsa/cuda/reduction.h"
 #include "gsa/ops/indexer/index_select_block.h"
+#include "gsa/ops/indexer/index_select_positions.h"
 #include "gsa/ops/indexer/index_select_row.h"
 #include "gsa/ops/indexer/index_select_stage.h"
 
@@ -22,7 +23,7 @@ struct alignas(16) StoredRowScratch {
     uint32_t bins[kRowBins + 1];
     uint2 near[kRanked];  // of the bin with the cut: (score, position), when the histogram is done with
     BlockScratch<kThreads, 512> radix;
-    uint16_t gathered[32 * kThreads];  // positions in order, before they are written
+    uint16_t gathered[kPlaces];
   };
   int scan[kThreads / 32];
   float sums[2][kThreads / 32];
@@ -44,13 +45,6 @@ struct ScoreBins {
   }
   static constexpr uint32_t kFirst = 0x4b000000;  // the bits of bin 0
 };
-
-// Bits of the word from `begin` on whose positions lie in [from, to).
-__device__ __forceinline__ uint32_t bits_between(int begin, int from, int to) {
-  const int low = max(from - begin, 0), high = min(to - begin, 32);
-  if (low >= high) return 0;
-  return (high == 32 ? ~0u : (1u << high) - 1) & (~0u << low);
-}
 
 // The bin of `bins` that holds the rank-th largest, by one warp; -1 where there are fewer.
 __device__ __forceinline__ Digit find_bin(const uint32_t* bins, int rank) {
@@ -85,7 +79,6 @@ struct StoredRow {
   bool wild = false;   // has scores that are not finite
 
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kRound = 32 * kThreads;  // positions that are written at a time
 
   static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) & 31; }
@@ -223,10 +216,15 @@ struct StoredRow {
     usable = counts.y;
   }
 
+  // Whether the best `need` candidates are all there are.
+  __device__ __forceinline__ bool takes_all(int need) const {
+    return need >= usable && !wild;
+  }
+
   // Sets the bits of the best `need` candidates; those of kept positions and behind the row mean nothing.
   __device__ __forceinline__ void choose(int need) {
-    if (need <= 0 || (need >= usable && !wild)) {
-      for (int i = thread(); 32 * i < length; i += kThreads) words[i] = need <= 0 ? 0 : ~0u;
+    if (need <= 0) {
+      for (int i = thread(); 32 * i < length; i += kThreads) words[i] = 0;
       return;
     }
     Digit found;
@@ -257,28 +255,6 @@ struct StoredRow {
     });
     __syncthreads();
     return scratch.kth;
-  }
-
-  // Writes the positions, ascending, then -1 up to `capacity`. Returns how many positions there are.
-  __device__ __forceinline__ int write(int32_t* out, int capacity) {
-    int written = 0;
-    for (int begin = 0; begin < length; begin += kRound) {
-      const int mine = begin + 32 * thread();
-      const uint32_t candidates = bits_between(mine, first, recent);
-      uint32_t word = bits_between(mine, 0, length) & ~candidates;
-      if (candidates != 0) word |= words[mine / 32] & candidates;
-      int total;
-      const int before = block_exclusive_sum<kThreads>(__popc(word), scratch.scan, total);
-      // In order in shared memory first, so that neighbours are written together.
-      uint16_t* to = scratch.gathered + before;
-      for (; word != 0; word &= word - 1) *to++ = static_cast<uint16_t>(32 * thread() + __ffs(word) - 1);
-      __syncthreads();
-      for (int i = thread(); i < total; i += kThreads) out[written + i] = begin + scratch.gathered[i];
-      written += total;
-      __syncthreads();
-    }
-    for (int i = written + thread(); i < capacity; i += kThreads) out[i] = -1;
-    return written;
   }
 
  private:

@@ -6,20 +6,24 @@
 namespace gsa::fused_select {
 namespace {
 
-template <int kThreads, class... Parameters, class... Arguments>
+template <int kThreads, class Scratch, class... Parameters, class... Arguments>
 cudaError_t launch_rows(void (*kernel)(Parameters...), int64_t rows, const IndexSelectParams& p,
                         cudaStream_t stream, const Arguments&... arguments) {
-  const int bytes = stored_row_bytes<kThreads>(p);
+  const int bytes = row_bytes<Scratch>(p);
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  return cuda::launch(kernel, static_cast<int>(rows), kThreads, bytes, stream, p, arguments...);
+  return cuda::launch_early(kernel, static_cast<int>(rows), kThreads, bytes, stream, p, arguments...);
 }
 
 template <int kThreads>
 cudaError_t launch_queries(const IndexSelectParams& p, cudaStream_t stream) {
+  if (stores_codes(p))
+    return launch_rows<kThreads, CodedRowScratch<kThreads>>(coded_row_kernel<kThreads>, p.batch * p.queries,
+                                                            p, stream, stored_scores(p));
   const auto kernel =
       p.query_tile == 1 ? stored_row_kernel<kThreads, false> : stored_row_kernel<kThreads, true>;
-  return launch_rows<kThreads>(kernel, p.batch * p.queries, p, stream, stored_scores(p), stored_space(p));
+  return launch_rows<kThreads, StoredRowScratch<kThreads>>(kernel, p.batch * p.queries, p, stream,
+                                                           stored_scores(p), stored_space(p));
 }
 
 cudaError_t launch_tiles(const IndexSelectParams& p, cudaStream_t stream) {
@@ -29,7 +33,7 @@ cudaError_t launch_tiles(const IndexSelectParams& p, cudaStream_t stream) {
       cuda::launch(margin_kernel, static_cast<int>(rows * steps), kMarginThreads,
                    p.query_tile * sizeof(float), stream, p, stored_scores(p), stored_space(p), steps);
   if (error != cudaSuccess) return error;
-  return launch_rows<256>(tile_row_kernel<256>, rows, p, stream, stored_space(p));
+  return launch_rows<256, StoredRowScratch<256>>(tile_row_kernel<256>, rows, p, stream, stored_space(p));
 }
 
 }  // namespace

@@ -53,6 +53,31 @@ __device__ __forceinline__ uint32_t bits_at_least(uint4 eight, uint32_t bound) {
   return bits | bits >> 16;
 }
 
+constexpr int kCodeBins = 1024;
+constexpr int kBinCodes = 32;
+
+// Counts two codes in a histogram in shared memory. A bin's address by one multiply-add from the bits of its
+// code, where the compiler would shift, mask and add.
+__device__ __forceinline__ void count_pair(uint32_t* bins, uint32_t pair) {
+#ifdef GSA_EMULATE_CUDA
+  ++bins[(pair & 0xffffu) / kBinCodes];
+  ++bins[(pair >> 16) / kBinCodes];
+#else
+  const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(bins));
+  asm volatile(
+      "{\n.reg .u32 bits, at;\n"
+      "and.b32 bits, %0, 0x7fe0;\n"
+      "mad.hi.u32 at, bits, 0x20000000, %1;\n"
+      "red.shared.add.u32 [at], 1;\n"
+      "and.b32 bits, %0, 0x7fe00000;\n"
+      "mad.hi.u32 at, bits, 0x2000, %1;\n"
+      "red.shared.add.u32 [at], 1;\n}"
+      :
+      : "r"(pair), "r"(base)
+      : "memory");
+#endif
+}
+
 // Sums over codes and their squares, from the codes' high bytes h and low bytes l; up to kMostCodes of them.
 struct CodeSums {
   uint32_t all = 0;

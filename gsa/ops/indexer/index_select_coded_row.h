@@ -16,9 +16,6 @@
 
 namespace gsa::fused_select {
 
-constexpr int kCodeBins = 1024;
-constexpr int kBinCodes = 32;
-
 // Variances from which on codes are fine enough for the variance to be off by a thousandth at most, in
 // squares of a code's width: of one row, and times the number of its scores, whose errors average out.
 constexpr float kLeastVariance = 100;
@@ -87,17 +84,19 @@ struct CodedRow {
   }
 
   // Calls visit(eight codes, number) for the parts before `end`; several loads are in flight. kAgain: from
-  // the end on, where the row was read last and lies in the first-level cache.
+  // the end on, where the row was read last and lies in the first-level cache. Otherwise the block comes
+  // together once the first loads are under way.
   template <bool kAgain, class Visit>
   __device__ __forceinline__ void for_each_part(int end, Visit visit) const {
     constexpr int kFlight = 4, kStep = kThreads * kFlight;
-    const int rounds = (end + kStep - 1) / kStep;
+    const int rounds = kAgain ? (end + kStep - 1) / kStep : max((end + kStep - 1) / kStep, 1);
     for (int round = 0; round < rounds; ++round) {
       const int base = (kAgain ? rounds - 1 - round : round) * kStep + thread();
       uint4 eight[kFlight];
 #pragma unroll
       for (int j = 0; j < kFlight; ++j)
         if (base + kThreads * j < end) eight[j] = part(base + kThreads * j);
+      if (!kAgain && round == 0) __syncthreads();
 #pragma unroll
       for (int j = 0; j < kFlight; ++j)
         if (base + kThreads * j < end) visit(eight[j], base + kThreads * j);
@@ -125,7 +124,7 @@ struct CodedRow {
     }
   }
 
-  // Makes the scratch ready.
+  // Makes the scratch ready, until the block comes together next.
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < kCodeBins / 4; i += kThreads)
@@ -133,7 +132,6 @@ struct CodedRow {
         reinterpret_cast<uint4*>(scratch.bins)[i + thread()] = uint4{0, 0, 0, 0};
     if (thread() < kBinCodes) scratch.low[thread()] = 0;
     if (thread() == 0) scratch.kept_nan = scratch.parts_count = scratch.near_count = scratch.tied_count = 0;
-    __syncthreads();
     weight = lane() < p.heads ? p.head_weight[token * p.heads + lane()] : 0.0f;
   }
 
@@ -143,10 +141,10 @@ struct CodedRow {
     const auto enter = [&](uint4 v) {
       sums.enter(v.x, v.y);
       sums.enter(v.z, v.w);
-      count_pair(v.x);
-      count_pair(v.y);
-      count_pair(v.z);
-      count_pair(v.w);
+      count_pair(scratch.bins, v.x);
+      count_pair(scratch.bins, v.y);
+      count_pair(scratch.bins, v.z);
+      count_pair(scratch.bins, v.w);
     };
     const int whole = length / 8, rest = length % 8;
     for_each_part<false>(whole, [&](uint4 v, int) { enter(v); });
@@ -198,13 +196,6 @@ struct CodedRow {
   }
 
  private:
-  // A bin's word lies at a quarter of a code's upper bits.
-  __device__ __forceinline__ void count_pair(uint32_t pair) {
-    char* const bins = reinterpret_cast<char*>(scratch.bins);
-    atomicAdd(reinterpret_cast<uint32_t*>(bins + (pair >> 3 & 0xffcu)), 1u);
-    atomicAdd(reinterpret_cast<uint32_t*>(bins + (pair >> 19 & 0xffcu)), 1u);
-  }
-
   __device__ __forceinline__ void set_variance(const CodeSums& mine) {
     const uint32_t sums[4] = {mine.all, mine.hh, mine.hl, mine.ll};
 #pragma unroll

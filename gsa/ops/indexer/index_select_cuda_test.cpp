@@ -177,6 +177,23 @@ TEST_P(IndexSelectCudaRows, NaNIsNeverSelected) {
   }
 }
 
+// Scores that tie because activations saturate, at either end, and scores that lie close together.
+TEST_P(IndexSelectCudaRows, SaturatedAndCloseScores) {
+  SelectInputs in = tied_select_inputs(1, 150, 3000, 4, 64);
+  for (const double factor : {-16, 16, 4}) {
+    in.key = at::randint(0, 3, {1, 3000, 1}, at::kBFloat16).expand({1, 3000, 64}) * factor;
+    in.query = at::randint(0, 2, {1, 150, 4, 64}, at::kBFloat16);
+    check_exact(in, make_select_options(700, "hard_sigmoid", 3, 5));
+  }
+  for (const double spread : {0x1p-4, 0x1p-7, 0x1p-11}) {
+    in = random_select_inputs(1, 150, 3000, 4, 64);
+    in.query = in.query.abs();
+    in.key = (in.key * spread).to(at::kBFloat16);
+    check_selection(in, make_select_options(700, "hard_sigmoid", 3, 5));
+    check_selection(in, make_select_options(700, "sigmoid", 3, 5));
+  }
+}
+
 TEST_P(IndexSelectCudaRows, SelectsAmongAMillionKeys) {
   const int64_t keys = 1 << 20;
   const SelectInputs in = random_select_inputs(1, 2, keys, 4, 64);

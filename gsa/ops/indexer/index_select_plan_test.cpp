@@ -202,7 +202,8 @@ TEST(IndexSelectPlan, ScoresOfFewAreStoredAndListsKeptWhereAFewChunksHoldThem) {
 
 TEST(IndexSelectPlan, ThreadsOfARowByHowManyRowsAndKeysThereAre) {
   EXPECT_EQ(row_threads(shared_problem(1, 8192, 8192, 2048, 1), 132), 64);
-  EXPECT_EQ(row_threads(shared_problem(1, 12288, 12288, 2048, 1), 132), 128);
+  EXPECT_EQ(row_threads(shared_problem(1, 12288, 12288, 2048, 1), 132), 64);
+  EXPECT_EQ(row_threads(shared_problem(1, 12288, 12288, 2048, 64), 132), 128);
   EXPECT_EQ(row_threads(shared_problem(1, 2048, 2048, 2048, 1), 132), 64);
   EXPECT_EQ(row_threads(shared_problem(1, 1024, 131072, 2048, 1), 132), 256);
   EXPECT_EQ(row_threads(shared_problem(1, 64, 131072, 2048, 1), 132), 512);

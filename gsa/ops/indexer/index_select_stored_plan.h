@@ -34,7 +34,7 @@ struct StoredScores {
   GSA_HOST_DEVICE int64_t all_blocks() const { return batch * blocks_before(tiles); }
 
   // The same as work to be dealt out: a tile's start, when its queries are loaded, is worth kStart blocks.
-  static constexpr int64_t kStart = 1;
+  static constexpr int64_t kStart = 2;
   GSA_HOST_DEVICE int64_t work(int64_t tile) const { return blocks(tile) + kStart; }
   GSA_HOST_DEVICE int64_t work_before(int64_t tile) const { return blocks_before(tile) + kStart * tile; }
   GSA_HOST_DEVICE int64_t all_work() const { return batch * work_before(tiles); }
@@ -159,7 +159,7 @@ constexpr int64_t kMostCodes = 2048;
 // twice, stay in the second-level cache.
 inline int row_threads(const IndexSelectParams& p, int multiprocessors) {
   const int64_t rows = p.batch * p.queries / multiprocessors;
-  if (p.keys <= 4096 || (rows >= 24 && p.keys <= 10000)) return 64;
+  if (p.keys <= 4096 || (rows >= 24 && p.keys <= (stores_codes(p) ? 20000 : 10000))) return 64;
   if (rows >= 24 && p.keys <= kMostCodes * 128) return 128;
   return rows >= 3 && p.keys <= kMostCodes * 256 ? 256 : 512;
 }

@@ -11,10 +11,10 @@
 
 namespace gsa::fused_select {
 
-// The lowest score there is has code kLowestCode, and no other score has; NaN has 0. So a bin of 32 codes
-// holds these two alone.
-constexpr uint32_t kLowestCode = 31;
-constexpr float kCodeOrigin = 2.0f + 0x1p-9f - 0x1p-22f;
+// NaN has code 0, the lowest score there is kLowestCode, and no other score has: so each has a bin of 32
+// codes for itself.
+constexpr uint32_t kLowestCode = 63;
+constexpr float kCodeOrigin = 2.0f + 0x1p-8f - 0x1p-22f;
 constexpr float kNaNSum = 2.0f;
 constexpr float kCodeStep = 0x1p-14f;  // between the sums of neighbouring codes
 

@@ -48,12 +48,12 @@ struct alignas(16) CodedRowScratch {
   int parts_count;
   int near_count;
   int tied_count;
-  int kept_nan;  // whether a kept position has no score
+  int kept_nan;  // kept positions whose score is NaN
 };
 
 template <int kThreads>
 struct CodedRow {
-  const uint16_t* codes;
+  uint16_t* codes;
   uint32_t* words;  // who is taken, a bit a position
   CodedRowScratch<kThreads>& scratch;
   const IndexSelectParams& p;
@@ -103,24 +103,27 @@ struct CodedRow {
     }
   }
 
-  // Calls visit(code, position) for all positions; for what is seldom done.
-  template <class Visit>
-  __device__ __forceinline__ void for_each_code(Visit visit) const {
+  // The same for scores: calls visit(score, position) for all positions, or those with this code; the scores
+  // are computed again. Lanes go through all positions together, and rest(position) is called for the others.
+  template <class Visit, class Rest>
+  __device__ __forceinline__ void for_each_score(const Rescore& rescore, uint32_t code, Visit visit,
+                                                 Rest rest) const {
 #pragma unroll 1
-    for (int i = thread(); i < length; i += kThreads) visit(uint32_t{codes[i]}, i);
-  }
-
-  // Calls visit(score, position) for all positions with this code, or any; their scores are computed again.
-  template <class Visit>
-  __device__ __forceinline__ void for_each_score(uint32_t code, Visit visit) const {
-    const Rescore rescore(p, sequence, token);
+    for (int begin = 32 * warp(); begin < length; begin += 32 * kWarps) {
+      const int position = begin + lane();
+      const bool mine = position < length && (code == kAll || codes[position] == code);
+      const uint32_t wanted = __ballot_sync(kWarp, mine);
+      float score = 0;
 #pragma unroll 1
-    for (int begin = 8 * warp(); begin < length; begin += 8 * kWarps) {
-      const int position = min(begin + lane() % 8, length - 1);
-      const bool mine = begin + lane() < min(begin + 8, length) && (code == kAll || codes[position] == code);
-      if (!__any_sync(kWarp, mine)) continue;
-      const float score = rescore(position);
-      if (mine) visit(score, position);
+      for (int i = 0; i < 32; i += 8) {
+        if ((wanted >> i & 0xffu) == 0) continue;
+        const float its = rescore(min(begin + i + lane() % 8, length - 1));
+        if (lane() / 8 == i / 8) score = its;
+      }
+      if (mine)
+        visit(score, position);
+      else if (position < length)
+        rest(position);
     }
   }
 
@@ -161,7 +164,7 @@ struct CodedRow {
     const auto leave = [&](int position) {
       const uint32_t code = codes[position];
       atomicSub(&scratch.bins[code / kBinCodes % kCodeBins], 1u);
-      if (code == 0) scratch.kept_nan = 1;
+      if (code == 0) atomicAdd(&scratch.kept_nan, 1);
     };
 #pragma unroll 1
     for (int i = thread(); i < first; i += kThreads) leave(i);
@@ -182,10 +185,13 @@ struct CodedRow {
       for (int i = thread(); 32 * i < length; i += kThreads) words[i] = 0;
       return;
     }
-    if (scale == 0.0f) return choose_among(*this, kAll, min(need, usable));
+    if (scale == 0.0f) return choose_by_scores(*this, min(need, usable));
     if (need >= usable) return mark(1);
     const Digit bin = find_bin(need);
-    if (bin.digit == 0) return take_first(*this, bin.rank);
+    if (bin.digit == kLowestCode / kBinCodes) {
+      mark(kLowestCode + 1);
+      return take_first(*this, kLowestCode, bin.rank);
+    }
     const uint32_t from = bin.digit * kBinCodes;
     if (bin.count <= kNear) {
       mark_near(from, kBinCodes);
@@ -214,15 +220,9 @@ struct CodedRow {
 #pragma unroll
     for (int i = 0; i < 8; ++i) magnitudes += __shfl_sync(kWarp, fabsf(weight), i);
     scale = code_scale(magnitudes);
-    int numbers = length;
-    usable = max(0, recent - first);
-    // NaN has code 0, the first bin's only one but for the lowest score's.
-    if (scratch.bins[0] != 0 || scratch.kept_nan != 0) {
-      const int2 without = count_nan(*this);
-      numbers -= without.x;
-      usable -= without.y;
-      has_nan = without.x > 0;
-    }
+    const int without = static_cast<int>(scratch.bins[0]), numbers = length - without - scratch.kept_nan;
+    usable = max(0, recent - first) - without;
+    has_nan = numbers < length;
     const auto n = static_cast<float>(max(numbers, 1));
     const double sum = static_cast<double>(all);
     const auto spread = static_cast<float>(static_cast<double>(squares) * numbers - sum * sum) / (n * n);
@@ -331,6 +331,15 @@ struct CodedRow {
     }
   }
 
+  // The same for the whole row.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_near(uint32_t from, int width, Visit visit) const {
+    for_each_part<true>(parts(), [&](uint4 v, int i) {
+      if (((bits_at_least(v, both(from)) ^ bits_at_least(v, both(from + width))) & 0xffu) != 0)
+        for_each_near(v, 8 * i, from, width, visit);
+    });
+  }
+
   __device__ __forceinline__ void take(int position) {
     atomicOr(&words[position / 32], 1u << (position & 31));
   }
@@ -353,9 +362,6 @@ struct CodedRow {
   // ---- what is seldom done (index_select_coded_ties.h), apart and given the row by value, so that the
   // caller's stays in registers
 
-  // How many scores are NaN, and how many of candidates.
-  static __device__ __noinline__ int2 count_nan(CodedRow row);
-
   struct Exact {
     float variance;
     int usable;
@@ -370,12 +376,15 @@ struct CodedRow {
   // The same where the bin with the cut has more entries than are listed.
   static __device__ __noinline__ void choose_in_bin(CodedRow row, uint32_t from, int count, int rank);
 
-  // All candidates above the lowest score, and the first `rank` that have it.
-  static __device__ __noinline__ void take_first(CodedRow row, int rank);
+  // The first `rank` candidates with this code.
+  static __device__ __noinline__ void take_first(CodedRow row, uint32_t code, int rank);
 
-  // All candidates with larger codes, and the best `rank` of those with this one by their scores; for kAll
-  // the best of all. By radix steps, however many there are.
+  // All candidates with larger codes, and the best `rank` of those with this one, by their scores, however
+  // many there are. Overwrites the row's codes.
   static __device__ __noinline__ void choose_among(CodedRow row, uint32_t code, int rank);
+
+  // The best `rank` candidates by their scores, where codes mean nothing.
+  static __device__ __noinline__ void choose_by_scores(CodedRow row, int rank);
 };
 
 }  // namespace gsa::fused_select

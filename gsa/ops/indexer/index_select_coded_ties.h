@@ -7,29 +7,19 @@
 namespace gsa::fused_select {
 
 template <int kThreads>
-__device__ __noinline__ int2 CodedRow<kThreads>::count_nan(CodedRow row) {
-  uint32_t all = 0, choices = 0;
-  row.for_each_code([&](uint32_t code, int position) {
-    all += code == 0;
-    choices += code == 0 && row.candidate(position);
-  });
-  __syncthreads();
-  return row.add_up(all, choices);
-}
-
-template <int kThreads>
 __device__ __noinline__ typename CodedRow<kThreads>::Exact CodedRow<kThreads>::count_exactly(CodedRow row) {
-  const float near = Rescore(row.p, row.sequence, row.token)(0),
-              shift = fabsf(near) < 1e30f ? coarse(near) : 0.0f;
+  const Rescore rescore(row.p, row.sequence, row.token);
+  const float near = rescore(0), shift = fabsf(near) < 1e30f ? coarse(near) : 0.0f;
   float sum = 0, squares = 0;
   uint32_t numbers = 0, choices = 0;
-  row.for_each_score(kAll, [&](float score, int position) {
+  const auto enter = [&](float score, int position) {
     if (isnan(score)) return;
     ++numbers;
     sum += score - shift;
     squares = fmaf(score - shift, score - shift, squares);
     choices += row.candidate(position) && score > -kInfinity;
-  });
+  };
+  row.for_each_score(rescore, kAll, enter, [](int) {});
   sum = cuda::warp_sum(sum);
   squares = cuda::warp_sum(squares);
   __syncthreads();
@@ -74,11 +64,7 @@ template <int kThreads>
 __device__ __noinline__ void CodedRow<kThreads>::choose_in_bin(CodedRow row, uint32_t from, int count,
                                                                int rank) {
   CodedRowScratch<kThreads>& scratch = row.scratch;
-  row.template for_each_part<true>(row.parts(), [&](uint4 v, int i) {
-    if (((bits_at_least(v, both(from)) ^ bits_at_least(v, both(from + kBinCodes))) & 0xffu) == 0) return;
-    row.for_each_near(v, 8 * i, from, kBinCodes,
-                      [&](uint32_t digit, int) { atomicAdd(&scratch.low[digit], 1u); });
-  });
+  row.for_each_near(from, kBinCodes, [&](uint32_t digit, int) { atomicAdd(&scratch.low[digit], 1u); });
   __syncthreads();
   const Digit digit = row.find_low(count, rank);
   const uint32_t code = from + digit.digit;
@@ -90,45 +76,69 @@ __device__ __noinline__ void CodedRow<kThreads>::choose_in_bin(CodedRow row, uin
 }
 
 template <int kThreads>
-__device__ __noinline__ void CodedRow<kThreads>::take_first(CodedRow row, int rank) {
-  row.mark(kLowestCode + 1);
+__device__ __noinline__ void CodedRow<kThreads>::take_first(CodedRow row, uint32_t code, int rank) {
   const uint32_t key = find_kth(row.scratch.radix, rank, [&](auto visit) {
-    row.for_each_code([&](uint32_t code, int position) {
-      if (code == kLowestCode && row.candidate(position)) visit(~static_cast<uint32_t>(position));
-    });
+    row.for_each_near(code, 1, [&](uint32_t, int position) { visit(~static_cast<uint32_t>(position)); });
   });
   const int last = static_cast<int>(~key);
-  row.for_each_code([&](uint32_t code, int position) {
-    if (code == kLowestCode && position <= last) row.take(position);
+  row.for_each_near(code, 1, [&](uint32_t, int position) {
+    if (position <= last) row.take(position);
   });
 }
 
+// Sums that share a code differ in their lowest 8 bits, or by rounding a little more. So what is left of a
+// sum takes the code's place, and the row is one of codes again: of one bin's range.
 template <int kThreads>
 __device__ __noinline__ void CodedRow<kThreads>::choose_among(CodedRow row, uint32_t code, int rank) {
-  row.mark(code == kAll ? 0x7c00u : code + 1);
+  CodedRowScratch<kThreads>& scratch = row.scratch;
+  row.mark(code + 1);
+  const Rescore rescore(row.p, row.sequence, row.token, row.scale);
+  const int middle = static_cast<int>(__float_as_uint(2.0f) + (code << 8)) - kCodeBins / 2;
+  const auto leave = [&](float sum, int position) {
+    const int left = min(max(static_cast<int>(__float_as_uint(sum)) - middle, 1), kCodeBins - 1);
+    row.codes[position] = static_cast<uint16_t>(isnan(sum) ? 1 : left);
+  };
+  row.for_each_score(rescore, code, leave, [&](int position) { row.codes[position] = 0; });
+  __syncthreads();
+  for (int i = thread(); i < kCodeBins; i += kThreads) scratch.bins[i] = 0;
+  __syncthreads();
+  row.for_each_near(1, kCodeBins - 1, [&](uint32_t digit, int) { atomicAdd(&scratch.bins[digit + 1], 1u); });
+  __syncthreads();
+  const Digit last = row.find_bin(rank);
+  const uint32_t from = last.digit + (last.rank < last.count ? 1 : 0);
+  if (from < kCodeBins)
+    row.for_each_near(from, kCodeBins - static_cast<int>(from),
+                      [&](uint32_t, int position) { row.take(position); });
+  if (last.rank < last.count) take_first(row, last.digit, last.rank);
+}
+
+template <int kThreads>
+__device__ __noinline__ void CodedRow<kThreads>::choose_by_scores(CodedRow row, int rank) {
+  row.mark(0x7c00u);  // none
   if (rank <= 0) return;
   auto& scratch = row.scratch.radix;
+  const Rescore rescore(row.p, row.sequence, row.token);
   const auto for_each = [&](auto visit) {
-    row.for_each_score(code, [&](float score, int position) {
-      if (row.candidate(position) && (score > -kInfinity || code != kAll)) visit(score, position);
-    });
+    const auto enter = [&](float score, int position) {
+      if (row.candidate(position) && score > -kInfinity) visit(score, position);
+    };
+    row.for_each_score(rescore, kAll, enter, [](int) {});
   };
-  const auto key_of = [](float score) { return isnan(score) ? kLowest : ordered_key(score); };
   const uint32_t last =
-      find_kth(scratch, rank, [&](auto visit) { for_each([&](float s, int) { visit(key_of(s)); }); });
+      find_kth(scratch, rank, [&](auto visit) { for_each([&](float s, int) { visit(ordered_key(s)); }); });
   const int ties = scratch.found_rank, equal = scratch.found_count;
   __syncthreads();
-  int last_position = INT32_MAX;
+  ScoreCut cut{ordered_value(last), INT32_MAX};
   if (ties < equal) {
     const uint32_t key = find_kth(scratch, ties, [&](auto visit) {
       for_each([&](float s, int position) {
-        if (key_of(s) == last) visit(~static_cast<uint32_t>(position));
+        if (s == cut.score) visit(~static_cast<uint32_t>(position));
       });
     });
-    last_position = static_cast<int>(~key);
+    cut.position = static_cast<int>(~key);
   }
   for_each([&](float s, int position) {
-    if (key_of(s) > last || (key_of(s) == last && position <= last_position)) row.take(position);
+    if (cut.takes(s, position)) row.take(position);
   });
 }
 

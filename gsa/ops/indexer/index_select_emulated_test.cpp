@@ -264,18 +264,18 @@ TEST_F(IndexSelectEmulated, StoredScoresInChunks) {
 // Rows whose scores are saturated, the lowest one or others, or nearly so.
 TEST_F(IndexSelectEmulated, StoredCodesThatTie) {
   const IndexSelectOptions options = make_select_options(150, "hard_sigmoid", 3, 5);
-  SelectInputs in = tied_select_inputs(1, 20, 700, 4, 64);
+  SelectInputs in = tied_select_inputs(1, 20, 1200, 4, 64);
   for (const double factor : {-16, 16, 4}) {
-    in.key = at::randint(0, 3, {1, 700, 1}, at::kBFloat16).expand({1, 700, 64}) * factor;
+    in.key = at::randint(0, 3, {1, 1200, 1}, at::kBFloat16).expand({1, 1200, 64}) * factor;
     in.query = at::randint(0, 2, {1, 20, 4, 64}, at::kBFloat16);
     check_exact_selection(in, options, select_emulated);
   }
-  in = tied_select_inputs(1, 20, 700, 4, 64);
+  in = tied_select_inputs(1, 20, 1200, 4, 64);
   in.weight -= 0.625;  // scores of either sign
   check_exact_selection(in, options, select_emulated);
-  in.key.slice(1, 0, 700, 11).fill_(std::numeric_limits<double>::quiet_NaN());
+  in.key.slice(1, 0, 1200, 11).fill_(std::numeric_limits<double>::quiet_NaN());
   check_exact_selection(in, options, select_emulated);
-  check_exact_selection(in, make_select_options(690, "hard_sigmoid", 3, 5), select_emulated);
+  check_exact_selection(in, make_select_options(1190, "hard_sigmoid", 3, 5), select_emulated);
   in.query.fill_(1);
   in.key.fill_(-16);
   check_exact_selection(in, options, select_emulated);

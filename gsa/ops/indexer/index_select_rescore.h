@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gsa/cuda/mma.h"
+#include "gsa/ops/indexer/index_select_code.h"
 #include "gsa/ops/indexer/index_select_params.h"
 #include "gsa/ops/indexer/index_select_score.h"
 
@@ -16,8 +17,12 @@ struct Rescore {
   int heads;
   int dim;
   IndexActivation activation;
+  float scale;
+  float origin;
 
-  __device__ __forceinline__ Rescore(const IndexSelectParams& p, int64_t sequence, int64_t token)
+  // As they are; or with a scale, that of the codes, the sums whose upper bits these are.
+  __device__ __forceinline__ Rescore(const IndexSelectParams& p, int64_t sequence, int64_t token,
+                                     float code_scale = 0.0f)
       : query(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(p.index_query) +
                                              token * p.heads * p.dim)),
         keys(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(p.index_key) +
@@ -26,7 +31,12 @@ struct Rescore {
         bias(p.head_bias),
         heads(p.heads),
         dim(p.dim),
-        activation(p.activation) {}
+        activation(p.activation),
+        scale(code_scale == 0.0f ? 1.0f : code_scale),
+        origin(code_scale == 0.0f ? 0.0f : kCodeOrigin) {
+    if (code_scale == 0.0f) return;
+    for (int j = 0; j < heads; ++j) origin += fmaxf(-weight[j] * scale, 0.0f);
+  }
 
   // The scores of eight keys at a time, by the whole warp: lane l brings the position of key l % 8 and gets
   // its score. Heads are rows of the product, keys its columns; each lane holds eight neighbouring dimensions
@@ -50,18 +60,18 @@ struct Rescore {
     }
     a = __shfl_sync(0xffffffffu, a, lane % 8 / 2);
     b = __shfl_sync(0xffffffffu, b, lane % 8 / 2);
-    return lane % 2 == 0 ? a : b;
+    return origin + (lane % 2 == 0 ? a : b);
   }
 
  private:
   __device__ __forceinline__ float of_head(int head, float logit) const {
     if (head >= heads) return 0.0f;
-    const float scale = dim == 64 ? 0.125f : dim == 32 ? 0.1767766953f : 0.0883883476f;  // 1 / sqrt(dim)
-    const float x = fmaf(logit, scale, bias != nullptr ? bias[head] : 0.0f);
+    const float root = dim == 64 ? 0.125f : dim == 32 ? 0.1767766953f : 0.0883883476f;  // 1 / sqrt(dim)
+    const float x = fmaf(logit, root, bias != nullptr ? bias[head] : 0.0f);
     if (isnan(x)) return x;
     const float shared = activation == IndexActivation::kSigmoid ? fmaf(cuda::fast_tanh(0.5f * x), 0.5f, 0.5f)
                                                                  : __saturatef(fmaf(x, 0.25f, 0.5f));
-    return weight[head] * shared;
+    return weight[head] * scale * shared;
   }
 };
 

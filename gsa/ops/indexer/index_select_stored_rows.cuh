@@ -23,10 +23,10 @@ int row_bytes(const IndexSelectParams& p) {
 
 // The scores of a query, or their codes.
 template <class Score>
-__device__ __forceinline__ const Score* row_of(const IndexSelectParams& p, const StoredScores& stored,
-                                               int64_t sequence, int query) {
+__device__ __forceinline__ Score* row_of(const IndexSelectParams& p, const StoredScores& stored,
+                                         int64_t sequence, int query) {
   const int tile = query / kTileQueries;
-  return reinterpret_cast<const Score*>(static_cast<uint8_t*>(p.workspace) + kHeaderBytes) +
+  return reinterpret_cast<Score*>(static_cast<uint8_t*>(p.workspace) + kHeaderBytes) +
          stored.first_entry(sequence, tile) + query % kTileQueries * stored.pitch(tile);
 }
 

@@ -84,7 +84,8 @@ inline Selection select_emulated(const SelectInputs& in, const IndexSelectOption
 
 inline fused_select::SelectLimits never_stored() {
   fused_select::SelectLimits limits;
-  limits.stored_keys = limits.stored_shared_keys = limits.stored_queries = limits.stored_shared_queries = 0;
+  limits.stored_keys = limits.coded_keys = limits.stored_shared_keys = limits.stored_queries =
+      limits.stored_shared_queries = 0;
   return limits;
 }
 

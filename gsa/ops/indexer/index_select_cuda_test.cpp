@@ -57,7 +57,8 @@ class IndexSelectCudaRows : public IndexSelectCuda, public ::testing::WithParamI
 #ifdef GSA_CUDA
     constexpr int64_t kAny = int64_t{1} << 40;
     fused_select::SelectLimits limits;
-    limits.stored_keys = limits.stored_shared_keys = GetParam() == SelectLeaves::kScores ? kAny : 0;
+    limits.stored_keys = limits.coded_keys = limits.stored_shared_keys =
+        GetParam() == SelectLeaves::kScores ? kAny : 0;
     limits.stored_queries = limits.stored_shared_queries = 0;
     limits.most_keys = GetParam() == SelectLeaves::kLists ? kAny : 0;
     const SelectInputs there = in.on(at::Device(at::kCUDA, 0), at::kBFloat16);

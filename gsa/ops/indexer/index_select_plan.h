@@ -182,6 +182,7 @@ struct SelectLimits {
   // All scores are stored where there are so few keys that lists would be as long, or so few queries, over
   // the batch, that most multiprocessors would have no tile to score.
   int64_t stored_keys = 15000;
+  int64_t coded_keys = 32768;  // the same for scores in 16 bits
   int64_t stored_queries = 2048;
   int64_t stored_shared_keys = 20000;  // the same for shared rows
   int64_t stored_shared_queries = 1536;
@@ -191,12 +192,20 @@ struct SelectLimits {
   int64_t most_keys = 40000;
 };
 
+// Whether stored scores take 16 bits (index_select_code.h) or 32: activations have an end, and no margins are
+// made of them.
+inline bool stores_codes(const IndexSelectParams& p) {
+  return p.activation != IndexActivation::kRelu && p.query_tile == 1;
+}
+
 // What the kernel that scores leaves.
 inline SelectLeaves select_leaves(const IndexSelectParams& p, const SelectLimits& limits) {
   const bool softmax = p.budget == SelectBudget::kEntropy || p.budget == SelectBudget::kMaxScore;
   const bool shared = p.query_tile > 1;
   const int64_t queries = shared ? limits.stored_shared_queries : limits.stored_queries;
-  const int64_t keys = shared ? limits.stored_shared_keys : limits.stored_keys;
+  const int64_t keys = shared            ? limits.stored_shared_keys
+                       : stores_codes(p) ? limits.coded_keys
+                                         : limits.stored_keys;
   const bool few = p.keys <= keys || p.batch * p.queries <= queries;
   if (few && p.keys <= kMostStored && !softmax) return SelectLeaves::kScores;
   return shared || p.keys <= limits.most_keys ? SelectLeaves::kLists : SelectLeaves::kRows;

@@ -182,8 +182,10 @@ TEST(IndexSelectPlan, ChunksCoverTheQueries) {
 TEST(IndexSelectPlan, ScoresOfFewAreStoredAndListsKeptWhereAFewChunksHoldThem) {
   const SelectLimits limits;
   using enum SelectLeaves;
-  for (const int64_t length : {5000, 15000, 15001, 32768, 40000, 40001, 131072}) {
+  for (const int64_t length : {5000, 15000, 15001, 32768, 32769, 40000, 40001, 131072}) {
     IndexSelectParams p = shared_problem(1, length, length, 2048, 1);
+    EXPECT_EQ(select_leaves(p, limits), length <= 32768 ? kScores : length <= 40000 ? kLists : kRows);
+    p.activation = IndexActivation::kRelu;
     EXPECT_EQ(select_leaves(p, limits), length <= 15000 ? kScores : length <= 40000 ? kLists : kRows);
     const ListPlan plan = plan_lists(p, 132);
     EXPECT_LE(plan.chunks.count, length <= 16384 ? 1 : length <= 40000 ? 4 : 11);
@@ -202,7 +204,8 @@ TEST(IndexSelectPlan, ScoresOfFewAreStoredAndListsKeptWhereAFewChunksHoldThem) {
 
 TEST(IndexSelectPlan, ThreadsOfARowByHowManyRowsAndKeysThereAre) {
   EXPECT_EQ(row_threads(shared_problem(1, 8192, 8192, 2048, 1), 132), 64);
-  EXPECT_EQ(row_threads(shared_problem(1, 12288, 12288, 2048, 1), 132), 64);
+  EXPECT_EQ(row_threads(shared_problem(1, 24576, 24576, 2048, 1), 132), 64);
+  EXPECT_EQ(row_threads(shared_problem(1, 32768, 32768, 2048, 1), 132), 128);
   EXPECT_EQ(row_threads(shared_problem(1, 12288, 12288, 2048, 64), 132), 128);
   EXPECT_EQ(row_threads(shared_problem(1, 2048, 2048, 2048, 1), 132), 64);
   EXPECT_EQ(row_threads(shared_problem(1, 1024, 131072, 2048, 1), 132), 256);

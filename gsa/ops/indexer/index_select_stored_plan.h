@@ -10,12 +10,6 @@
 
 namespace gsa::fused_select {
 
-// Whether a row's scores are stored in 16 bits (index_select_code.h): activations have an end, and no margins
-// are made of them.
-inline bool stores_codes(const IndexSelectParams& p) {
-  return p.activation != IndexActivation::kRelu && p.query_tile == 1;
-}
-
 inline int64_t score_bytes(const IndexSelectParams& p) {
   return stores_codes(p) ? sizeof(uint16_t) : sizeof(float);
 }
@@ -159,7 +153,7 @@ constexpr int64_t kMostCodes = 2048;
 // twice, stay in the second-level cache.
 inline int row_threads(const IndexSelectParams& p, int multiprocessors) {
   const int64_t rows = p.batch * p.queries / multiprocessors;
-  if (p.keys <= 4096 || (rows >= 24 && p.keys <= (stores_codes(p) ? 20000 : 10000))) return 64;
+  if (p.keys <= 4096 || (rows >= 24 && p.keys <= (stores_codes(p) ? 25000 : 10000))) return 64;
   if (rows >= 24 && p.keys <= kMostCodes * 128) return 128;
   return rows >= 3 && p.keys <= kMostCodes * 256 ? 256 : 512;
 }

@@ -115,10 +115,13 @@ cudaError_t launch(const IndexSelectParams& p, cudaStream_t stream) {
   const cudaError_t error = make_maps<S>(p, maps);
   if (error != cudaSuccess) return error;
   if (p.leaves == SelectLeaves::kScores) {
-    if constexpr (S::kSoftmax) return cudaErrorInvalidValue;
-    if constexpr (S::kActivation != IndexActivation::kRelu)
-      if (stores_codes(p)) return launch_scores<S, true>(p, maps.keys, stream);
-    return launch_scores<S, false>(p, maps.keys, stream);
+    if constexpr (S::kSoftmax)
+      return cudaErrorInvalidValue;
+    else if constexpr (S::kActivation == IndexActivation::kRelu)
+      return launch_scores<S, false>(p, maps.keys, stream);
+    else
+      return stores_codes(p) ? launch_scores<S, true>(p, maps.keys, stream)
+                             : launch_scores<S, false>(p, maps.keys, stream);
   }
   const cudaError_t allowed = allow_shared(select_kernel<S>, kShared);
   if (allowed != cudaSuccess) return allowed;

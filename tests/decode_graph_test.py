@@ -1,4 +1,4 @@
-"""Captured decode selections: replays choose what the eager call chooses, and graphs that come and go do not disturb each other."""
+"""Captured selections: replays choose what the eager call chooses, and graphs that come and go do not disturb each other."""
 import os
 import unittest
 
@@ -7,9 +7,9 @@ import torch
 torch.ops.load_library(os.environ["GSA_LIBRARY"])
 
 
-def problem(keys):
-    return (torch.randn(1, 1, 4, 64, device="cuda").bfloat16(), torch.randn(1, keys, 64, device="cuda").bfloat16(),
-            torch.rand(1, 1, 4, device="cuda"))
+def problem(keys, queries=1):
+    return (torch.randn(1, queries, 4, 64, device="cuda").bfloat16(), torch.randn(1, keys, 64, device="cuda").bfloat16(),
+            torch.rand(1, queries, 4, device="cuda"))
 
 
 def select(inputs):
@@ -40,6 +40,12 @@ class DecodeGraph(unittest.TestCase):
 
     def test_replays_agree_with_eager_calls(self):
         layers = [problem(keys) for keys in (700, 30000, 4000, 30000)]
+        graph, found = self.capture(layers)
+        self.check(graph, layers, found)
+
+    def test_prompts(self):
+        """Prefill: kernels that start before the ones ahead of them have ended, between each other and decode steps."""
+        layers = [problem(keys, queries) for keys, queries in ((3000, 3000), (30000, 1), (8192, 8192), (70000, 500), (45000, 45000), (900, 900))]
         graph, found = self.capture(layers)
         self.check(graph, layers, found)
 
@@ -77,16 +83,16 @@ class DecodeGraph(unittest.TestCase):
 
     def test_steps_in_one_kernel(self):
         """Selection and attention of several sequences, captured and eager."""
-        def step(batch, keys):
+        def step(batch, keys, key_dtype=torch.float8_e4m3fn):
             def random(*shape):
                 return torch.randn(batch, *shape, device="cuda").bfloat16()
-            return (random(1, 16, 128), random(keys, 4, 128), random(keys, 4, 128), random(1, 4, 64), random(keys, 64).to(torch.float8_e4m3fn),
+            return (random(1, 16, 128), random(keys, 4, 128), random(keys, 4, 128), random(1, 4, 64), random(keys, 64).to(key_dtype),
                     torch.rand(batch, 1, 4, device="cuda"))
 
         def decode(inputs):
             return torch.ops.gsa.sparse_decode(*inputs, None, None, 300, 300, 300, "fixed", "hard_sigmoid", 4, 32)[0]
 
-        layers = [step(8, 30000), step(4, 900), step(8, 30000)]
+        layers = [step(8, 30000), step(4, 900), step(8, 30000, torch.bfloat16), step(1, 50000), step(8, 30000)]
         expected = [decode(layer) for layer in layers]
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

@@ -34,15 +34,15 @@ __device__ __forceinline__ int block_exclusive_sum(int x, int* sums, int& total)
 }
 
 // The rank-th largest of the keys that for_each_key(visit) hands to visit(key), a share to each thread; there
-// are at least so many. Of those equal to it found_rank are wanted, and there are found_count. Radix steps,
-// in each the first warp finds the digit.
+// are at least so many. Of those equal to it found_rank are wanted, and there are found_count. Radix steps
+// through the lowest `width` bits, others are zero; in each the first warp finds the digit.
 template <int kThreads, int kDigits, class ForEachKey>
 __device__ __forceinline__ uint32_t find_kth(BlockScratch<kThreads, kDigits>& scratch, int rank,
-                                             ForEachKey for_each_key) {
+                                             ForEachKey for_each_key, int width = 32) {
   constexpr int kBits = kDigits == 2048 ? 11 : 9;
   static_assert(kDigits == 1 << kBits);
   uint32_t prefix = 0, known = 0;
-  for (int shift = 32 - kBits;; shift = max(shift - kBits, 0)) {
+  for (int shift = max(width - kBits, 0);; shift = max(shift - kBits, 0)) {
     for (int i = static_cast<int>(threadIdx.x); i < kDigits; i += kThreads) scratch.digits[i] = 0;
     __syncthreads();
     for_each_key([&](uint32_t key) {
@@ -63,6 +63,19 @@ __device__ __forceinline__ uint32_t find_kth(BlockScratch<kThreads, kDigits>& sc
     rank = scratch.found_rank;
     if (shift == 0) return prefix;
   }
+}
+
+// The rank-th, in order, of the positions before `length` that for_each_position(visit) hands to visit.
+template <int kThreads, int kDigits, class ForEachPosition>
+__device__ __forceinline__ int find_kth_position(BlockScratch<kThreads, kDigits>& scratch, int rank,
+                                                 int length, ForEachPosition for_each_position) {
+  const int width = 32 - __clz(length);
+  const uint32_t last = (1u << width) - 1;
+  const uint32_t key = find_kth(
+      scratch, rank,
+      [&](auto visit) { for_each_position([&](int at) { visit(last - static_cast<uint32_t>(at)); }); },
+      width);
+  return static_cast<int>(last - key);
 }
 
 }  // namespace gsa::fused_select

@@ -77,10 +77,9 @@ __device__ __noinline__ void CodedRow<kThreads>::choose_in_bin(CodedRow row, uin
 
 template <int kThreads>
 __device__ __noinline__ void CodedRow<kThreads>::take_first(CodedRow row, uint32_t code, int rank) {
-  const uint32_t key = find_kth(row.scratch.radix, rank, [&](auto visit) {
-    row.for_each_near(code, 1, [&](uint32_t, int position) { visit(~static_cast<uint32_t>(position)); });
+  const int last = find_kth_position(row.scratch.radix, rank, row.length, [&](auto visit) {
+    row.for_each_near(code, 1, [&](uint32_t, int position) { visit(position); });
   });
-  const int last = static_cast<int>(~key);
   row.for_each_near(code, 1, [&](uint32_t, int position) {
     if (position <= last) row.take(position);
   });
@@ -130,12 +129,11 @@ __device__ __noinline__ void CodedRow<kThreads>::choose_by_scores(CodedRow row, 
   __syncthreads();
   ScoreCut cut{ordered_value(last), INT32_MAX};
   if (ties < equal) {
-    const uint32_t key = find_kth(scratch, ties, [&](auto visit) {
+    cut.position = find_kth_position(scratch, ties, row.length, [&](auto visit) {
       for_each([&](float s, int position) {
-        if (s == cut.score) visit(~static_cast<uint32_t>(position));
+        if (s == cut.score) visit(position);
       });
     });
-    cut.position = static_cast<int>(~key);
   }
   for_each([&](float s, int position) {
     if (cut.takes(s, position)) row.take(position);

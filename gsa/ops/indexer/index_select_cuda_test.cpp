@@ -178,6 +178,15 @@ TEST_P(IndexSelectCudaRows, NaNIsNeverSelected) {
   }
 }
 
+// ReLU leaves nearly all scores zero.
+TEST_P(IndexSelectCudaRows, ManyZeros) {
+  SelectInputs in = tied_select_inputs(1, 150, 3000, 4, 64);
+  in.bias.fill_(-1);
+  for (const int64_t k : {30, 700, 2900}) check_exact(in, make_select_options(k, "relu", 3, 5));
+  in.weight -= 0.5;  // negative scores, too
+  check_exact(in, make_select_options(700, "relu", 3, 5));
+}
+
 // Scores that tie because activations saturate, at either end, and scores that lie close together.
 TEST_P(IndexSelectCudaRows, SaturatedAndCloseScores) {
   SelectInputs in = tied_select_inputs(1, 150, 3000, 4, 64);

@@ -322,6 +322,16 @@ TEST_F(IndexSelectEmulated, StoredCodesOfAnyLength) {
                         make_select_options(5001, "hard_sigmoid", 4, 30), select_emulated);
 }
 
+// ReLU leaves nearly all scores zero.
+TEST_P(IndexSelectEmulatedRows, ManyZeros) {
+  SelectInputs in = tied_select_inputs(1, 40, 700, 8, 128);
+  in.bias.fill_(-1.5);
+  for (const int64_t k : {20, 100, 690})
+    check_selection(in, make_select_options(k, "relu", 1, 2), GetParam());
+  in.weight -= 0.5;  // negative scores, too
+  check_selection(in, make_select_options(100, "relu", 1, 2), GetParam());
+}
+
 // Rows whose scores lie far apart, or nearly all in one bin: the histogram does not tell.
 TEST_F(IndexSelectEmulated, StoredScoresOutOfScale) {
   SelectInputs in = tied_select_inputs(1, 40, 700, 8, 128);

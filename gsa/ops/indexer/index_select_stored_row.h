@@ -165,11 +165,15 @@ struct StoredRow {
   // All scores: their sums, and the histogram.
   __device__ __forceinline__ void count() {
     float sum = 0, squares = 0;
+    uint32_t zeros = 0;  // ReLU leaves many, which would wait for each other at their bin
     const auto enter = [&](float score) {
       const float x = score - shift;
       sum += x;
       squares = fmaf(x, x, squares);
-      atomicAdd(&scratch.bins[bins.bits(score) - ScoreBins::kFirst], 1u);
+      if (score == 0.0f)
+        ++zeros;
+      else
+        atomicAdd(&scratch.bins[bins.bits(score) - ScoreBins::kFirst], 1u);
     };
     const int whole = length & ~3;
     for_each_four(whole, [&](float4 s, int) {
@@ -179,6 +183,7 @@ struct StoredRow {
       enter(s.w);
     });
     if (whole + thread() < length) enter(scores[whole + thread()]);
+    if (zeros != 0) atomicAdd(&scratch.bins[bins.bits(0.0f) - ScoreBins::kFirst], zeros);
     // Kept positions are no candidates.
     const auto leave = [&](int position) {
       atomicSub(&scratch.bins[bins.bits(scores[position]) - ScoreBins::kFirst], 1u);
@@ -342,20 +347,30 @@ struct StoredRow {
       for (int i = row.first + thread(); i < row.recent; i += kThreads)
         if (row.scores[i] > -kInfinity) visit(row.scores[i], i);
     };
-    auto& scratch = row.scratch.radix;
-    __syncthreads();
-    const uint32_t last =
-        find_kth(scratch, need, [&](auto visit) { for_each([&](float s, int) { visit(ordered_key(s)); }); });
-    const float score = ordered_value(last);
-    const int ties = scratch.found_rank, equal = scratch.found_count;
-    __syncthreads();
-    if (ties == equal) return {score, INT32_MAX};
-    const uint32_t position = find_kth(scratch, ties, [&](auto visit) {
-      for_each([&](float s, int at) {
-        if (s == score) visit(~static_cast<uint32_t>(at));
-      });
+    // ReLU leaves zeros, often more than are wanted.
+    int positive = 0, zero = 0;
+    for_each([&](float s, int) {
+      positive += s > 0;
+      zero += s == 0;
     });
-    return {score, static_cast<int>(~position)};
+    const int2 all = row.add_up(positive, zero);
+    auto& scratch = row.scratch.radix;
+    float score = 0;
+    int ties = need - all.x, equal = all.y;
+    __syncthreads();
+    if (ties <= 0 || ties > equal) {
+      score = ordered_value(find_kth(
+          scratch, need, [&](auto visit) { for_each([&](float s, int) { visit(ordered_key(s)); }); }));
+      ties = scratch.found_rank;
+      equal = scratch.found_count;
+      __syncthreads();
+    }
+    if (ties == equal) return {score, INT32_MAX};
+    return {score, find_kth_position(scratch, ties, row.length, [&](auto visit) {
+              for_each([&](float s, int at) {
+                if (s == score) visit(at);
+              });
+            })};
   }
 };
 

@@ -25,6 +25,15 @@ inline bool is_aligned(const at::Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
 
+/// A cache whose tokens lie side by side, as views of a larger one do; rows may lie anywhere.
+inline bool is_cache(const at::Tensor& tensor) {
+  int64_t inner = 1;
+  bool packed = is_aligned(tensor) && tensor.stride(0) * tensor.element_size() % 16 == 0;
+  for (int64_t i = tensor.dim() - 1; i > 0; inner *= tensor.size(i--))
+    packed = packed && (tensor.size(i) == 1 || tensor.stride(i) == inner);
+  return packed;
+}
+
 /// Contiguous and aligned: a copy where the tensor is not that already.
 inline at::Tensor as_aligned(const at::Tensor& tensor) {
   const at::Tensor whole = tensor.contiguous();

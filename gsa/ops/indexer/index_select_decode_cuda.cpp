@@ -32,9 +32,8 @@ bool loadable(const at::Tensor& index_key) {
 
 /// A cache of one sequence for the kernel to prefetch; none where it cannot.
 ReadNext prefetchable(const at::Tensor& cache) {
-  const int64_t bytes = cache.stride(1) * cache.element_size();
-  const bool whole = cache[0][0].is_contiguous() && bytes == cache[0][0].numel() * cache.element_size();
-  if (!whole || bytes % 16 != 0 || !is_aligned(cache)) return {};
+  const int64_t bytes = cache.numel() / cache.size(1) * cache.element_size();  // of a token
+  if (!is_cache(cache) || bytes % 16 != 0) return {};
   return {cache.const_data_ptr(), static_cast<int>(bytes)};
 }
 

@@ -23,8 +23,9 @@ struct IndexSelectDecodeParams : IndexSelectParams {
   // The workspace's first index_select_decode_zeroed_bytes are zero: allocated so, or left by a launch of the
   // same shapes before. Else a memset goes before the kernel.
   bool workspace_zeroed = false;
-  ReadNext read_next[2];  // for one sequence, both or none: brought into the second-level cache as soon as
-                          // selected tokens are known
+  // For one sequence: brought into the second-level cache as soon as selected tokens are known, if both are
+  // given.
+  ReadNext read_next[2];
 };
 
 namespace decode {

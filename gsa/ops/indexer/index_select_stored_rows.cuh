@@ -58,8 +58,7 @@ __device__ __forceinline__ RowNumber row_number(const IndexSelectParams& p) {
   return {sequence, static_cast<int>(p.queries - 1 - back)};
 }
 
-// A block a query. With kShared it leaves the query's
-// budget and threshold for the rows of tiles.
+// A block a query. With kShared it leaves the query's budget and threshold for the rows of tiles.
 template <int kThreads, bool kShared>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     stored_row_kernel(const __grid_constant__ IndexSelectParams p,

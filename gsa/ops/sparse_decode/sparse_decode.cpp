@@ -41,12 +41,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> decode(
     if (const auto done = sparse_decode_fused(query, key, value, index_query, index_key, head_weight,
                                               head_bias, options, factor))
       return {done->out, done->lse, done->counts, done->statistic};
-    if (const auto selected =
-            index_select_decode(index_query, index_key, head_weight, head_bias, running_mean, options,
-                                log_scale, std::nullopt, {key, value})) {
-      const auto& [indices, counts, statistic] = *selected;
-      const auto [out, lse] = sparse_attention(query, key, value, indices, counts, 1, scale);
-      return {out, lse, counts, statistic};
+    // One sequence's selection is told what attention reads next.
+    if (query.size(0) == 1) {
+      if (const auto selected =
+              index_select_decode(index_query, index_key, head_weight, head_bias, running_mean, options,
+                                  log_scale, std::nullopt, {key, value})) {
+        const auto& [indices, counts, statistic] = *selected;
+        const auto [out, lse] = sparse_attention(query, key, value, indices, counts, 1, scale);
+        return {out, lse, counts, statistic};
+      }
     }
   }
 #endif

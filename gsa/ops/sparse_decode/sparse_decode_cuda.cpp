@@ -12,19 +12,6 @@
 #include "gsa/ops/sparse_decode/sparse_decode_sm90.h"
 
 namespace gsa {
-namespace {
-
-/// A cache whose tokens lie side by side, as views of a larger one do; rows may lie anywhere.
-bool is_cache(const at::Tensor& tensor) {
-  int64_t inner = 1;
-  bool packed = is_aligned(tensor) && tensor.stride(0) * tensor.element_size() % 16 == 0;
-  for (int64_t i = tensor.dim() - 1; i > 0; inner *= tensor.size(i--))
-    packed = packed && (tensor.size(i) == 1 || tensor.stride(i) == inner);
-  return packed;
-}
-
-}  // namespace
-
 std::optional<SparseDecodeResult> sparse_decode_fused(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& index_query,
     const at::Tensor& index_key, const at::Tensor& head_weight, const std::optional<at::Tensor>& head_bias,

@@ -187,8 +187,8 @@ TEST_F(BatchesTest, ResumesToTheBit) {
     TokenBatches first(sources, options);
     for (int64_t i = testing::draw(random, 0, 60); i > 0; --i) first.next();
     const Json state = Json::parse(first.state().dump());
-    std::vector<at::Tensor> expected;
-    for (int i = 0; i < 60; ++i) expected.push_back(first.next());
+    std::vector<at::Tensor> expected(60);
+    for (auto& batch : expected) batch = first.next();
     TokenBatches again(sources, options);
     again.set_state(state);
     for (const auto& batch : expected) ASSERT_TRUE(at::equal(again.next(), batch)) << "round " << round;

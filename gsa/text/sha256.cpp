@@ -20,7 +20,7 @@ using State = std::array<uint32_t, 8>;
 
 void add_block(State& state, const uint8_t* block) {
   uint32_t w[64];
-  for (int i = 0; i < 16; ++i) {
+  for (size_t i = 0; i < 16; ++i) {
     w[i] = uint32_t{block[4 * i]} << 24 | uint32_t{block[4 * i + 1]} << 16 | uint32_t{block[4 * i + 2]} << 8 |
            block[4 * i + 3];
   }

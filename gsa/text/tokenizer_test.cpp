@@ -101,6 +101,7 @@ TEST_F(TokenizerTest, ThreadsShareATokenizer) {
   const auto expected = tokenizer.encode(text);
   std::vector<std::vector<int32_t>> results(4);
   std::vector<std::thread> threads;
+  threads.reserve(results.size());
   for (auto& result : results) {
     threads.emplace_back([&] {
       for (int i = 0; i < 10; ++i) result = tokenizer.encode(text);

@@ -13,8 +13,8 @@ namespace gsa {
 namespace {
 
 std::filesystem::path fresh_folder(const char* name) {
-  const auto folder = std::filesystem::temp_directory_path() /
-                      (std::string("gsa_metrics_") + name + std::to_string(::getpid()));
+  auto folder = std::filesystem::temp_directory_path() /
+                (std::string("gsa_metrics_") + name + std::to_string(::getpid()));
   std::filesystem::remove_all(folder);
   std::filesystem::create_directories(folder);
   return folder;

@@ -58,7 +58,7 @@ at::Tensor StageStep::layer_loss(const LayerTrace& trace, uint64_t seed, bool me
   const IndexerConfig& config = *model_.config().gsa.indexer;
   const auto runs = draw_queries(stage_.index_queries, trace.query.size(1), run_length(config),
                                  seed + static_cast<uint64_t>(trace.layer));
-  const at::Tensor loss = index_kl(trace, config, runs);
+  at::Tensor loss = index_kl(trace, config, runs);
   // With activation checkpointing the layer runs twice, the first time without gradients: count that one.
   if (checkpoint_activations_ && c10::GradMode::is_enabled()) return loss;
   add(index_kl_, loss);

@@ -33,6 +33,25 @@ __device__ __forceinline__ int block_exclusive_sum(int x, int* sums, int& total)
   return before;
 }
 
+// Two sums over the block. All have read what is in `sums`.
+template <class Sum, int kWarps>
+__device__ __forceinline__ int2 block_sums(Sum a, Sum b, Sum (*sums)[kWarps]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  a = __reduce_add_sync(0xffffffffu, a);
+  b = __reduce_add_sync(0xffffffffu, b);
+  if ((threadIdx.x & 31) == 0) {
+    sums[0][warp] = a;
+    sums[1][warp] = b;
+  }
+  __syncthreads();
+  a = b = 0;
+  for (int i = 0; i < kWarps; ++i) {
+    a += sums[0][i];
+    b += sums[1][i];
+  }
+  return {static_cast<int>(a), static_cast<int>(b)};
+}
+
 // The rank-th largest of the keys that for_each_key(visit) hands to visit(key), a share to each thread; there
 // are at least so many. Of those equal to it found_rank are wanted, and there are found_count. Radix steps
 // through the lowest `width` bits, others are zero; in each the first warp finds the digit.

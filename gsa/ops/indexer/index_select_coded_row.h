@@ -237,23 +237,6 @@ struct CodedRow {
     }
   }
 
-  // Sums over the block. All have read the ones before.
-  __device__ __forceinline__ int2 add_up(uint32_t a, uint32_t b) {
-    a = __reduce_add_sync(kWarp, a);
-    b = __reduce_add_sync(kWarp, b);
-    if (lane() == 0) {
-      scratch.sums[0][warp()] = a;
-      scratch.sums[1][warp()] = b;
-    }
-    __syncthreads();
-    int2 sums{0, 0};
-    for (int i = 0; i < kWarps; ++i) {
-      sums.x += static_cast<int>(scratch.sums[0][i]);
-      sums.y += static_cast<int>(scratch.sums[1][i]);
-    }
-    return sums;
-  }
-
   // The bin with the need-th best of more candidates.
   __device__ __forceinline__ Digit find_bin(int need) {
     constexpr int kMine = kCodeBins / kThreads;

@@ -24,7 +24,7 @@ __device__ __noinline__ typename CodedRow<kThreads>::Exact CodedRow<kThreads>::c
   squares = cuda::warp_sum(squares);
   __syncthreads();
   if (lane() == 0) row.scratch.exact[warp()] = float2{sum, squares};
-  const int2 counts = row.add_up(numbers, choices);
+  const int2 counts = block_sums(numbers, choices, row.scratch.sums);
   sum = squares = 0;
   for (int i = 0; i < kWarps; ++i) {
     sum += row.scratch.exact[i].x;

@@ -124,21 +124,6 @@ struct StoredRow {
     }
     return {a, b};
   }
-  __device__ __forceinline__ int2 add_up(int a, int b) {
-    a = __reduce_add_sync(kWarp, a);
-    b = __reduce_add_sync(kWarp, b);
-    if (lane() == 0) {
-      scratch.counts[0][warp()] = a;
-      scratch.counts[1][warp()] = b;
-    }
-    __syncthreads();
-    a = b = 0;
-    for (int i = 0; i < kWarps; ++i) {
-      a += scratch.counts[0][i];
-      b += scratch.counts[1][i];
-    }
-    return {a, b};
-  }
 
   // A sample of 128 scores or more tells where scores lie, roughly.
   __device__ __forceinline__ void sample() {
@@ -216,7 +201,7 @@ struct StoredRow {
       squares = fmaf(s - shift, s - shift, squares);
       choices += candidate(i) && s > -kInfinity;
     }
-    const int2 counts = add_up(numbers, choices);
+    const int2 counts = block_sums(numbers, choices, scratch.counts);
     set_variance(add_up(sum, squares), counts.x);
     usable = counts.y;
   }
@@ -353,7 +338,7 @@ struct StoredRow {
       positive += s > 0;
       zero += s == 0;
     });
-    const int2 all = row.add_up(positive, zero);
+    const int2 all = block_sums(positive, zero, row.scratch.counts);
     auto& scratch = row.scratch.radix;
     float score = 0;
     int ties = need - all.x, equal = all.y;
